@@ -1,0 +1,20 @@
+"""The errors a user can cause, each ending in one clear message instead of a traceback."""
+
+
+class PosttrainError(Exception):
+    """A failure with a message meant for the user; ``exit_status`` is what the command line returns."""
+
+    exit_status = 1
+
+
+class UserError(PosttrainError):
+    """Bad input: configuration, data, paths or a combination that cannot work. Exit status 2.
+
+    The message names the file, row and key concerned, and the likely fix.
+    """
+
+    exit_status = 2
+
+
+class RunError(PosttrainError):
+    """A run that started well and failed: a non-finite loss, a full disk, a gate that did not hold. Exit status 1."""

@@ -1,0 +1,180 @@
+"""The nouns: batches, roles, what a role answers, what a loss returns, and the state an algorithm carries.
+
+``index t`` always means *token t*: ``logprobs[b, t]`` is log p(token t | tokens before it), ``values[b, t]`` the
+value of the state before token t. Masks are bool and True means *counts*. All columns are right-padded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class Role(StrEnum):
+    """The four parts of an online run; an offline run trains one of them."""
+
+    ACTOR = "actor"
+    REFERENCE = "reference"
+    CRITIC = "critic"
+    REWARD = "reward"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """A frozen table of right-padded sequences.
+
+    Attributes:
+        input_ids: [B, T] int64.
+        attention_mask: [B, T] bool, True on real tokens; made from lengths, never from token ids.
+        loss_mask: [B, T] bool, True on tokens that train (as targets).
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    loss_mask: Tensor
+
+    def __len__(self) -> int:
+        return int(self.input_ids.shape[0])
+
+    @property
+    def lengths(self) -> Tensor:
+        """[B] int64, the number of real tokens of each sequence."""
+        return self.attention_mask.sum(dim=1)
+
+    def rows(self, index: Tensor) -> Self:
+        """The sub-table of these rows, in this order; padding columns that no row needs are cut off.
+
+        Args:
+            index: [R] int64 row numbers.
+        """
+        width = int(self.lengths[index].max()) if len(index) else 0
+        changes: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            column = getattr(self, field.name)
+            if column is None:
+                continue
+            if isinstance(column, tuple):
+                changes[field.name] = tuple(column[i] for i in index.tolist())
+            else:
+                changes[field.name] = column[index, :width] if column.dim() == 2 else column[index]
+        return dataclasses.replace(self, **changes)
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same table on ``device``."""
+        columns = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return dataclasses.replace(self, **{k: v.to(device) for k, v in columns.items() if hasattr(v, "to")})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceBatch(Batch):
+    """Pairs: row 2i is chosen, row 2i + 1 its rejected.
+
+    Attributes:
+        margins: [P] float, by how much chosen should win; None when the data has none.
+    """
+
+    margins: Tensor | None = None
+
+    def rows(self, index: Tensor) -> Self:
+        """As ``Batch.rows``; ``index`` must keep pairs whole."""
+        if self.margins is None:
+            return super().rows(index)
+        pairs = index[::2] // 2
+        bare = super(PreferenceBatch, dataclasses.replace(self, margins=None)).rows(index)
+        return dataclasses.replace(bare, margins=self.margins[pairs])
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutBatch(Batch):
+    """Experience, its columns filled left to right, each by exactly one writer.
+
+    Sampler: ``input_ids .. ended``; reward: ``rewards``; reference: ``ref_logprobs``; critic: ``values``;
+    algorithm: ``advantages, returns``. The ``group_size`` completions of one prompt are contiguous rows.
+
+    Attributes:
+        logprobs: [B, T] log-probabilities under the sampling policy, after temperature, before top_k, top_p,
+            min_p and repetition penalty; 0 outside ``loss_mask``.
+        ended: [B] bool, True where the completion stopped by itself (end-of-turn token), False where it was cut.
+        prompts: B prompt texts. completions: B completion texts, special tokens removed.
+        extras: B mappings, the other columns of the prompt's data row.
+        rewards: [B] one score per sequence.
+        ref_logprobs: [B, T] under the reference policy. values: [B, T] before the update.
+        advantages: [B, T]. returns: [B, T].
+    """
+
+    logprobs: Tensor
+    ended: Tensor
+    prompts: tuple[str, ...] = ()
+    completions: tuple[str, ...] = ()
+    extras: tuple[Mapping[str, Any], ...] = ()
+    rewards: Tensor | None = None
+    ref_logprobs: Tensor | None = None
+    values: Tensor | None = None
+    advantages: Tensor | None = None
+    returns: Tensor | None = None
+
+    def with_columns(self, **columns: Tensor | None) -> Self:
+        """The same table with these columns filled in."""
+        return dataclasses.replace(self, **columns)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """What a role answers; a field it was not asked for is None. Zero outside the mask that belongs to it.
+
+    Attributes:
+        logprobs: [B, T] where ``loss_mask``. entropy: [B, T] in nats where ``loss_mask``.
+        values: [B, T] where ``loss_mask``. scores: [B] at the last real token.
+    """
+
+    logprobs: Tensor | None = None
+    entropy: Tensor | None = None
+    values: Tensor | None = None
+    scores: Tensor | None = None
+
+
+Unit = Literal["token", "sequence", "pair", "constant"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossTerm:
+    """An unreduced loss and the unit it counts in.
+
+    The engine divides the weighted sum by ONE count of ``unit`` over the whole optimizer step on all ranks: trained
+    tokens ([B, T] losses), sequences ([B]), pairs ([P]), or 1 for a constant.
+
+    Attributes:
+        loss: [B, T], [B], [P] or scalar, by ``unit``; 0 where it does not count.
+        metrics: name -> tensor of the loss's shape, detached; averaged over the same unit.
+        unit: what is counted.
+        weights: same shape as ``loss``; None is 1 everywhere that counts.
+    """
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor]
+    unit: Unit
+    weights: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlgorithmState:
+    """What an algorithm changes during a run; passed in, returned, checkpointed as JSON.
+
+    Attributes:
+        kl_coef: current coefficient of the KL penalty (moves when it is adaptive).
+        reward_count, reward_mean, reward_m2: running statistics of raw rewards (Welford), for normalisation.
+        iterations: completed ``credit`` calls.
+    """
+
+    kl_coef: float = 0.0
+    reward_count: float = 0.0
+    reward_mean: float = 0.0
+    reward_m2: float = 0.0
+    iterations: int = 0
