@@ -1,0 +1,364 @@
+"""The folder of one run: checkpoints that are whole or absent, logs that can be cut back, and the mark of the end."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from posttrain.errors import RunError, UserError
+
+LOGS = ("trainer_log.jsonl", "completions.jsonl")
+_STEP_KEYS = ("current_steps", "step")
+_TRAIN_RESULTS = "train_results.json"
+_ALL_RESULTS = "all_results.json"
+_RESULTS = (_TRAIN_RESULTS, _ALL_RESULTS, "eval_results.json")
+_MODEL_FILES = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
+_TEMPORARY = ".tmp-"
+_REPLACED = ".old-"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """An ``output_dir`` that this process may write to; made by ``RunDirectory.create``.
+
+    Attributes:
+        path: the folder.
+        notice: one sentence for the user about what was found there, or None.
+    """
+
+    path: Path
+    notice: str | None = None
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        *,
+        overwrite: bool = False,
+        resume: bool | str | None = None,
+        reads: Iterable[str | Path] = (),
+    ) -> RunDirectory:
+        """Make the folder ready for a run: checked, writable, free of what an interruption left half-written.
+
+        ``overwrite`` removes what an earlier run logged and its checkpoints, and nothing else: final weights are
+        replaced only by new ones, other files stay. It does not apply while an interrupted run is being resumed.
+
+        Args:
+            path: ``output_dir``.
+            overwrite: ``overwrite_output_dir``.
+            resume: ``resume_from_checkpoint``; None continues an interrupted run, with a notice.
+            reads: folders that the run loads from; none of them may be removed by ``overwrite``.
+
+        Raises:
+            UserError: as ``check``, or if the folder cannot be written to.
+        """
+        folder = Path(path).expanduser()
+        cls.check(folder, overwrite=overwrite, resume=resume, reads=reads)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=folder, prefix=_TEMPORARY):
+                pass
+            run = cls(folder)
+            run._remove_leftovers()
+            if overwrite and not resume:
+                run._remove_earlier_run()
+        except OSError as error:
+            raise UserError(f"output_dir {folder} cannot be written to: {error.strerror or error}") from error
+        return cls(folder, run._notice(resume))
+
+    @classmethod
+    def check(
+        cls,
+        path: str | Path,
+        *,
+        overwrite: bool = False,
+        resume: bool | str | None = None,
+        reads: Iterable[str | Path] = (),
+    ) -> None:
+        """Refuse what ``create`` would refuse, touching nothing; call it before anything slow is loaded.
+
+        Raises:
+            UserError: if the path is no folder or not writable, holds a finished run that neither ``overwrite`` nor
+                ``resume`` speaks of, holds an interrupted one that ``resume: false`` would mix with, or if
+                ``overwrite`` would remove a folder in ``reads``.
+        """
+        folder = Path(path).expanduser()
+        existing = next((p for p in (folder, *folder.parents) if p.exists()), Path("."))
+        if not existing.is_dir():
+            raise UserError(f"output_dir {folder} cannot be made: {existing} is a file, not a folder")
+        if not os.access(existing, os.W_OK):
+            raise UserError(f"output_dir {folder} cannot be written to: no permission to write in {existing}")
+        run = cls(folder)
+        if overwrite and not resume:
+            run._refuse_removing(reads)
+            return
+        if resume:
+            return
+        choices = "set overwrite_output_dir: true to replace it, or give another output_dir"
+        if run.finished:
+            raise UserError(f"output_dir {folder} already holds a finished run: {choices}")
+        checkpoint = run.latest_checkpoint()
+        if checkpoint is not None and resume is False:
+            choices = f"set resume_from_checkpoint: true to continue from {checkpoint.name}, {choices}"
+            raise UserError(f"output_dir {folder} already holds an interrupted run: {choices}")
+        if checkpoint is None and any((folder / name).exists() for name in _MODEL_FILES):
+            raise UserError(f"output_dir {folder} already holds a model: {choices}")
+
+    @property
+    def finished(self) -> bool:
+        """Whether a run came to its end here."""
+        return self.finished_steps is not None
+
+    @property
+    def finished_steps(self) -> int | None:
+        """``total_steps`` of the run that came to its end here; None when none did."""
+        if not (self.path / _ALL_RESULTS).is_file():
+            return None
+        try:
+            return int(json.loads((self.path / _TRAIN_RESULTS).read_text(encoding="utf-8"))["total_steps"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def checkpoints(self) -> list[Path]:
+        """The complete ``checkpoint-N`` folders, oldest step first."""
+        found = [p for p in self.path.glob("checkpoint-*") if _CHECKPOINT.fullmatch(p.name) and p.is_dir()]
+        return sorted(found, key=checkpoint_step)
+
+    def latest_checkpoint(self) -> Path | None:
+        """The complete checkpoint of the highest step, or None."""
+        return next(reversed(self.checkpoints()), None)
+
+    def resume_checkpoint(self, resume: bool | str | None) -> Path | None:
+        """The checkpoint that ``resume_from_checkpoint`` speaks of; None starts afresh.
+
+        Raises:
+            UserError: if it names a folder that is not there.
+        """
+        if isinstance(resume, str):
+            named = Path(resume).expanduser()
+            for folder in (named, self.path / named):
+                if folder.is_dir():
+                    return folder
+            raise UserError(f"resume_from_checkpoint: no folder {named}; true continues from the latest checkpoint")
+        return None if resume is False else self.latest_checkpoint()
+
+    def save_checkpoint(
+        self,
+        step: int,
+        write: Callable[[Path], None],
+        *,
+        total_limit: int | None = None,
+        keep: int | None = None,
+    ) -> Path:
+        """Write ``checkpoint-{step}`` whole or not at all, then remove the oldest beyond ``total_limit``.
+
+        Checkpoints of later steps go too: they are of the course that a run left when it resumed from before them.
+
+        Args:
+            step: N.
+            write: fills the empty folder that it is given.
+            total_limit: checkpoints to keep, at least 1; None keeps all.
+            keep: step of the best checkpoint, which is never removed (nor is the latest).
+
+        Returns:
+            The folder of the checkpoint.
+
+        Raises:
+            RunError: if it cannot be written, for example on a full disk; names the last good checkpoint.
+        """
+        target = self.path / f"checkpoint-{step}"
+        temporary = self.path / f"{_TEMPORARY}{target.name}"
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            write(temporary)
+            _flush_tree(temporary)
+            replaced = self.path / f"{_REPLACED}{target.name}"
+            if target.exists():
+                target.rename(replaced)
+            temporary.rename(target)
+            _flush_folder(self.path)
+            shutil.rmtree(replaced, ignore_errors=True)
+            self._prune(step, total_limit, keep)
+        except (OSError, SafetensorError) as error:
+            raise self._failed_to_write(target.name, error) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return target
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write ``name`` whole or not at all; numbers that JSON does not know (NaN, inf) become null."""
+        return self.write_text(name, json.dumps(_plain(value), ensure_ascii=False, indent=2) + "\n")
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write ``name`` whole or not at all."""
+        target, temporary = self.path / name, self.path / f"{_TEMPORARY}{name}"
+        try:
+            with temporary.open("w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise self._failed_to_write(name, error) from error
+        return target
+
+    def append_jsonl(self, name: str, *values: Mapping[str, Any]) -> None:
+        """Add one line per value; lines of the logs hold their optimizer step as ``current_steps`` or ``step``."""
+        lines = "".join(json.dumps(_plain(value), ensure_ascii=False) + "\n" for value in values)
+        try:
+            with (self.path / name).open("a", encoding="utf-8", newline="\n") as file:
+                file.write(lines)
+        except OSError as error:
+            raise self._failed_to_write(name, error) from error
+
+    def read_jsonl(self, name: str) -> list[dict[str, Any]]:
+        """The lines of a log that are whole; empty when there is no such log."""
+        path = self.path / name
+        if not path.is_file():
+            return []
+        rows = (_parsed(line) for line in path.read_text(encoding="utf-8").split("\n"))
+        return [row for row in rows if row is not None]
+
+    def truncate_log(self, step: int) -> None:
+        """Drop the lines written after ``step`` and a last line cut short, so that a resumed run writes them anew."""
+        for name in LOGS:
+            if (self.path / name).is_file():
+                rows = [row for row in self.read_jsonl(name) if _row_step(row) <= step]
+                self.write_text(name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+    def _notice(self, resume: bool | str | None) -> str | None:
+        checkpoint = self.latest_checkpoint()
+        if self.finished:
+            return f"{self.path} already holds a finished run of {self.finished_steps} steps"
+        if checkpoint is not None and not isinstance(resume, str):
+            return f"continuing from {checkpoint}"
+        if resume is True:
+            return f"no checkpoint in {self.path}: starting afresh"
+        return None
+
+    def _remove_leftovers(self) -> None:
+        for replaced in self.path.glob(f"{_REPLACED}checkpoint-*"):
+            # Interrupted between the two renames of save_checkpoint: the old one is the only whole one.
+            original = self.path / replaced.name.removeprefix(_REPLACED)
+            if original.exists():
+                shutil.rmtree(replaced)
+            else:
+                replaced.rename(original)
+        for leftover in self.path.glob(f"{_TEMPORARY}*"):
+            _remove(leftover)
+
+    def _earlier_run(self) -> list[Path]:
+        names = [*_RESULTS, *LOGS, "runs"]
+        return [*self.checkpoints(), *(self.path / name for name in names), *self.path.glob("training_*.png")]
+
+    def _remove_earlier_run(self) -> None:
+        for path in self._earlier_run():
+            _remove(path)
+
+    def _refuse_removing(self, reads: Iterable[str | Path]) -> None:
+        removed = [path.resolve() for path in self._earlier_run()]
+        for read in reads:
+            source = Path(read).expanduser().resolve()
+            if any(source == path or path in source.parents for path in removed):
+                raise UserError(
+                    f"the run reads {read}, which overwrite_output_dir: true would remove: give another output_dir"
+                )
+
+    def _prune(self, step: int, total_limit: int | None, keep: int | None) -> None:
+        checkpoints = self.checkpoints()
+        doomed = [path for path in checkpoints if checkpoint_step(path) > step]
+        if total_limit is not None:
+            removable = [path for path in checkpoints if checkpoint_step(path) not in (step, keep)]
+            surplus = len(checkpoints) - len(doomed) - max(total_limit, 1)
+            doomed += [path for path in removable if path not in doomed][: max(surplus, 0)]
+        for path in doomed:
+            # Renamed first: a folder half deleted must not pass for a checkpoint.
+            renamed = path.rename(self.path / f"{_TEMPORARY}{path.name}-removed")
+            shutil.rmtree(renamed, ignore_errors=True)
+
+    def _failed_to_write(self, name: str, error: Exception) -> RunError:
+        checkpoint = self.latest_checkpoint()
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        message = f"could not write {name} in {self.path}: {reason}. "
+        if checkpoint is None:
+            return RunError(f"{message}No checkpoint had been written before")
+        fix = "make room, then continue with resume_from_checkpoint: true"
+        return RunError(f"{message}The last good checkpoint is {checkpoint.name}: {fix}")
+
+
+def checkpoint_step(path: Path) -> int:
+    """N of a folder called ``checkpoint-N``.
+
+    Raises:
+        ValueError: if it is not called so.
+    """
+    match = _CHECKPOINT.fullmatch(path.name)
+    if match is None:
+        raise ValueError(f"{path} is not called checkpoint-N")
+    return int(match[1])
+
+
+def _row_step(row: Mapping[str, Any]) -> float:
+    return next((row[key] for key in _STEP_KEYS if key in row), -math.inf)
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _plain(value: Any) -> Any:
+    """The value in JSON's own types: tensors and numpy scalars as numbers, NaN and inf as None, paths as text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if not isinstance(value, (str, int, float, bool, type(None))) and hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _flush_tree(folder: Path) -> None:
+    """Ask the disk for every byte below ``folder``: a rename must not overtake the data."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+        else:
+            _flush_folder(path)
+    _flush_folder(folder)
+
+
+def _flush_folder(folder: Path) -> None:
+    if os.name == "nt":  # Windows cannot open a folder to flush it
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
