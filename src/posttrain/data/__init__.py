@@ -1,0 +1,1 @@
+"""Rows -> rendered tokens -> batches: reading files, chat templates, truncation, collation."""
