@@ -3,7 +3,7 @@
 from posttrain.functional.advantages import gae, group_relative, leave_one_out
 from posttrain.functional.kl import KLKind, kl_estimate
 from posttrain.functional.logprobs import token_logprobs
-from posttrain.functional.masked import masked_mean, whiten
+from posttrain.functional.masked import masked_mean, masked_variance, whiten
 from posttrain.functional.policy import clipped_surrogate, clipped_value_loss
 from posttrain.functional.preference import DPOKind, bradley_terry_loss, dpo_loss
 
@@ -19,6 +19,7 @@ __all__ = [
     "kl_estimate",
     "leave_one_out",
     "masked_mean",
+    "masked_variance",
     "token_logprobs",
     "whiten",
 ]

@@ -29,9 +29,10 @@ def token_logprobs(
         z = softcap(logit_scale (h Wᵀ + b)) / temperature        softcap(x) = c tanh(x / c)
         log p(y) = z_y − logsumexp(z)        H = logsumexp(z) − Σ_v p_v z_v
 
-    Neither forward nor backward holds [N, V]. With a frozen head the gradient direction ∂ log p(y) / ∂h = W_y − Σ_v p_v W_v
-    is made from each chunk while it is there and kept as [N, D]: two matrix products in all and none in backward. With a
-    trainable head, or where the entropy receives a gradient, backward makes the logits again chunk by chunk.
+    Neither forward nor backward holds [N, V]. With a frozen head the gradient direction of each row,
+    ∂ log p(y) / ∂h = W_y − Σ_v p_v W_v without scale and cap, is made while its chunk is there and kept as [N, D]: two
+    matrix products in all, none of them in backward. With a trainable head, or where the entropy receives a gradient,
+    backward makes the logits again chunk by chunk.
 
     Args:
         hidden: [N, D] the states that predict the targets (already shifted).
@@ -64,7 +65,7 @@ def token_logprobs(
         head_trains=head_trains,
         direction=torch.is_grad_enabled() and hidden.requires_grad and not head_trains,
     )
-    logprobs, entropy = _TokenLogprobs.apply(hidden, weight, bias, targets, head)
+    logprobs, entropy = _TokenLogprobs.apply(hidden, weight, bias, targets, head)  # type: ignore[no-untyped-call]
     return logprobs, entropy
 
 
@@ -136,7 +137,7 @@ class _TokenLogprobs(torch.autograd.Function):
         return logprobs, entropy
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(
         ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
@@ -174,7 +175,7 @@ def _blocks(rows: slice, logits: Tensor) -> Iterator[_Block]:
 def _measure(
     head: _Head, logits: Tensor, targets: Tensor, rows: slice, logprobs: Tensor, entropy: Tensor, normaliser: Tensor
 ) -> None:
-    """Fill the three columns for ``rows``; where a direction is wanted, ``logits`` turn into ∂ logsumexp / ∂ product."""
+    """Fill the three columns for ``rows``; for a direction, turn ``logits`` into ∂ logsumexp / ∂ product, unscaled."""
     derivative = head.cap(logits)
     peak = logits.amax(dim=1, keepdim=True)
     target_logits = logits.gather(1, targets[:, None]) - peak

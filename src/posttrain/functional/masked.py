@@ -28,10 +28,27 @@ def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     return kept.sum(dim=dim) / mask.sum(dim=dim).clamp(min=1)
 
 
+def masked_variance(x: Tensor, mask: Tensor) -> Tensor:
+    """Unbiased variance over the positions where ``mask`` is True.
+
+        var = Σ m (x − mean)² / (Σ m − 1)
+
+    Args:
+        x: any shape.
+        mask: the shape of ``x`` (or broadcastable to it), True on positions that count.
+
+    Returns:
+        Scalar, never negative; 0 for fewer than two positions.
+    """
+    mask = mask.bool().expand_as(x)
+    centred = torch.where(mask, x - masked_mean(x, mask), 0.0)
+    return centred.square().sum() / (mask.sum() - 1).clamp(min=1)
+
+
 def whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
     """Scale to unit variance and, if asked, shift to mean zero, over the positions where ``mask`` is True.
 
-        y = (x − mean) · rsqrt(var + ε)        var = Σ m (x − mean)² / (Σ m − 1)
+        y = (x − mean) · rsqrt(var + ε)
 
     With ``shift_mean=False`` the mean is added back, so only the spread changes.
 
@@ -42,16 +59,12 @@ def whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True, eps: float = 1e-
         eps: added to the variance.
 
     Returns:
-        The shape of ``x``, 0 outside the mask. Fewer than two positions have no unbiased variance: it is taken as 1, so
-        a lone position is shifted and not scaled.
+        The shape of ``x``, 0 outside the mask. A lone position has no unbiased variance: it is shifted, not scaled.
     """
     mask = mask.bool().expand_as(x)
-    count = mask.sum()
     mean = masked_mean(x, mask)
-    centred = torch.where(mask, x - mean, 0.0)
-    variance = centred.square().sum() / (count - 1).clamp(min=1)
-    variance = torch.where(count > 1, variance, 1.0)
-    whitened = centred * torch.rsqrt(variance + eps)
+    variance = torch.where(mask.sum() > 1, masked_variance(x, mask), 1.0)
+    whitened = torch.where(mask, (x - mean) * torch.rsqrt(variance + eps), 0.0)
     if shift_mean:
         return whitened
     return torch.where(mask, whitened + mean, 0.0)
