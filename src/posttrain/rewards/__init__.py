@@ -1,0 +1,7 @@
+"""Where rewards come from: one method, ``reward(batch) -> [B]``."""
+
+from posttrain.rewards.protocol import Reward
+from posttrain.rewards.role import RoleReward
+from posttrain.rewards.scripted import ScriptedReward
+
+__all__ = ["Reward", "RoleReward", "ScriptedReward"]

@@ -1,0 +1,272 @@
+"""The engine: runs roles over batches, turns unreduced losses into exact optimizer steps, saves and resumes itself."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from posttrain.algorithms import Algorithm
+from posttrain.engine import state as stored
+from posttrain.engine.microbatches import DEFAULT_MAX_TOKENS, microbatches
+from posttrain.engine.optimizer import OptimizerSettings, adamw
+from posttrain.errors import RunError
+from posttrain.models.roles import SharedRoles
+from posttrain.types import AlgorithmState, Batch, LossTerm, Role, RolloutBatch
+
+
+@dataclass
+class Tally:
+    """Sums of metrics and the count they are averages over, kept on the device until read."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
+
+    def add(self, name: str, total: Tensor, count: float) -> None:
+        """Add a sum over ``count`` units."""
+        self.sums[name] = self.sums.get(name, torch.zeros((), device=total.device)) + total.detach()
+        self.counts[name] = self.counts.get(name, 0.0) + count
+
+    def means(self) -> dict[str, float]:
+        """Name -> sum / count."""
+        return {name: float(total) / max(self.counts[name], 1e-12) for name, total in self.sums.items()}
+
+
+class Engine:
+    """Consult frozen roles, accumulate gradients, step the optimizer, evaluate, checkpoint.
+
+    A minibatch is one optimizer step's worth of rows. It is cut into micro-batches by token count, and every loss is
+    divided by one count over the whole minibatch, so the cut cannot change a result beyond summation order.
+    """
+
+    def __init__(
+        self,
+        roles: SharedRoles,
+        algorithm: Algorithm,
+        settings: OptimizerSettings,
+        schedule: Callable[[int], float],
+        *,
+        temperature: float = 1.0,
+        max_tokens: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Build the optimizer over what the algorithm's roles train.
+
+        Args:
+            roles: the role table over a backbone.
+            algorithm: names the roles that train.
+            settings: of the optimizer.
+            schedule: optimizer step (from 0) -> factor on the learning rate.
+            temperature: the sampling policy's, for log-probabilities.
+            max_tokens: packed tokens a micro-batch may hold; None chooses.
+            seed: of dropout.
+        """
+        self.roles = roles
+        self.algorithm_state: AlgorithmState = getattr(algorithm, "initial_state", AlgorithmState)()
+        self.step = 0
+        self.iteration = 0
+        self.max_tokens = max_tokens or DEFAULT_MAX_TOKENS
+        self.trained_tokens = 0
+        self.computed_seconds = 0.0
+        self._temperature = temperature
+        self._seed = seed
+        self._schedule = schedule
+        self._settings = settings
+        self._parameters = {role: roles.parameters_of(role) for role in algorithm.trains}
+        self.optimizer = adamw(self._parameters, settings)
+        self._pending = Tally()
+        self._micro_step = 0
+        roles.train()
+
+    # -- roles that only answer -----------------------------------------------------------------------------------
+
+    def consult(
+        self, consults: tuple[Role, ...], batch: RolloutBatch, *, temperature: float | None = None
+    ) -> RolloutBatch:
+        """Fill ``ref_logprobs`` and ``values`` from the roles consulted, without gradients.
+
+        Args:
+            consults: roles to ask; those with equal costumes answer from one forward.
+            batch: the sampler's columns filled.
+            temperature: of the log-probabilities; None is the engine's.
+        """
+        for group in self.roles.together(consults):
+            columns: dict[str, list[Tensor]] = {}
+            order: list[Tensor] = []
+            indexed = microbatches(_numbered(batch), self.max_tokens)
+            for piece in indexed:
+                order.append(piece.rows_of)
+                with torch.no_grad():
+                    out = self.roles(piece, group, temperature=temperature or self._temperature)
+                if Role.REFERENCE in group:
+                    columns.setdefault("ref_logprobs", []).append(_widened(out.logprobs, batch))
+                if Role.CRITIC in group:
+                    columns.setdefault("values", []).append(_widened(out.values, batch))
+            where = torch.cat(order).argsort()
+            batch = batch.with_columns(**{name: torch.cat(parts)[where] for name, parts in columns.items()})
+        return batch
+
+    def scores(self, batch: Batch) -> Tensor:
+        """[B] the reward role's score of each sequence, without gradients."""
+        pieces = microbatches(_numbered(batch), self.max_tokens)
+        with torch.no_grad():
+            found = [self.roles(piece, (Role.REWARD,)).scores for piece in pieces]
+        return torch.cat(found)[torch.cat([piece.rows_of for piece in pieces]).argsort()]
+
+    def gathered(self, batch: RolloutBatch) -> RolloutBatch:
+        """The scalar columns of all processes; with one process, the batch itself."""
+        return batch
+
+    def weights(self, role: Role) -> AbstractContextManager[PreTrainedModel]:
+        """A context in which the backbone carries the role's merged weights, for a sampler in this process."""
+        return self.roles.sampling_as(role)
+
+    # -- training --------------------------------------------------------------------------------------------------
+
+    def accumulate(self, algorithm: Algorithm, minibatch: Batch) -> None:
+        """Forward, loss and backward of one optimizer step's rows; gradients add up until ``optimizer_step``."""
+        began = time.perf_counter()
+        counts = unit_counts(minibatch)
+        for piece in microbatches(minibatch, self.max_tokens):
+            torch.manual_seed((self._seed * 1_000_003 + self.step) * 1009 + self._micro_step)  # dropout's
+            self._micro_step += 1
+            for group in self.roles.together(algorithm.trains):
+                with self.roles.wearing(group[0]):
+                    out = self.roles(piece, group, temperature=self._temperature)
+                    total = torch.zeros((), device=piece.input_ids.device)
+                    for role in group:
+                        term = algorithm.loss(role, out, piece)
+                        total = total + self._reduced(term, counts, piece, role, self._pending)
+                    total.backward()
+        self.trained_tokens += int(minibatch.attention_mask.sum())
+        self.computed_seconds += time.perf_counter() - began
+
+    def pending(self) -> dict[str, float]:
+        """The metrics of what was accumulated since the last optimizer step."""
+        return self._pending.means()
+
+    def optimizer_step(self) -> dict[str, float]:
+        """Clip, step and clear the gradients.
+
+        Returns:
+            The minibatch's metrics with ``loss``, ``grad_norm`` and ``learning_rate`` (as used).
+
+        Raises:
+            RunError: on a non-finite loss or gradient; weights are left as they were.
+        """
+        began = time.perf_counter()
+        stats = self._pending.means()
+        stats["loss"] = sum(value for name, value in stats.items() if name.startswith("loss/"))
+        parameters = [p for owned in self._parameters.values() for p in owned.values()]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self._settings.max_grad_norm or math.inf)
+        stats["grad_norm"] = float(norm)
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(stats[name]):
+                raise RunError(
+                    f"{name} became {stats[name]} at step {self.step + 1}; the weights were not changed by it. "
+                    "Lower learning_rate, check the data for empty or very long rows, or train in float32."
+                )
+        factor = self._schedule(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        stats["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self._micro_step = 0
+        self._pending = Tally()
+        self.computed_seconds += time.perf_counter() - began
+        return {name: value for name, value in stats.items() if not name.startswith("loss/")}
+
+    def evaluate(self, algorithm: Algorithm, batches: Iterable[Batch]) -> dict[str, float]:
+        """Mean loss and metrics over held-out batches, without gradients or dropout."""
+        tally = Tally()
+        self.roles.eval()
+        try:
+            for batch in batches:
+                for piece in microbatches(batch, self.max_tokens):
+                    ones = dict.fromkeys(unit_counts(piece), 1.0)
+                    for group in self.roles.together(algorithm.trains):
+                        with torch.no_grad():
+                            out = self.roles(piece, group, temperature=self._temperature)
+                            for role in group:
+                                self._reduced(algorithm.loss(role, out, piece), ones, piece, role, tally)
+        finally:
+            self.roles.train()
+        means = tally.means()
+        means["loss"] = sum(value for name, value in means.items() if name.startswith("loss/"))
+        return {name: value for name, value in means.items() if not name.startswith("loss/")}
+
+    @staticmethod
+    def _reduced(term: LossTerm, counts: dict[str, float], piece: Batch, role: Role, tally: Tally) -> Tensor:
+        """The term's share of the minibatch loss; its sums go into the tally."""
+        weighted = term.loss if term.weights is None else term.loss * term.weights
+        here = unit_counts(piece)[term.unit]
+        tally.add(f"loss/{role}", weighted.sum(), here)
+        for name, values in term.metrics.items():
+            tally.add(name, values.sum(), here)
+        return weighted.sum() / counts[term.unit]
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        """Write all that resuming needs: trained weights, optimizer, counters, algorithm state."""
+        stored.write(folder, self.optimizer, self._named(), self._counters())
+
+    def resume(self, folder: Path) -> None:
+        """Continue exactly where ``save`` left off."""
+        counters = stored.read(folder, self.optimizer, self._named())
+        self.step = int(counters["step"])
+        self.iteration = int(counters["iteration"])
+        self.max_tokens = int(counters["max_tokens"])
+        self.trained_tokens = int(counters["trained_tokens"])
+        self.computed_seconds = float(counters["computed_seconds"])
+        self.algorithm_state = AlgorithmState(**counters["algorithm_state"])
+
+    def _named(self) -> dict[str, torch.nn.Parameter]:
+        return {name: p for owned in self._parameters.values() for name, p in owned.items()}
+
+    def _counters(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "iteration": self.iteration,
+            "max_tokens": self.max_tokens,
+            "trained_tokens": self.trained_tokens,
+            "computed_seconds": self.computed_seconds,
+            "algorithm_state": vars(self.algorithm_state),
+        }
+
+
+def unit_counts(batch: Batch) -> dict[str, float]:
+    """How many of each unit a batch holds; token 0 of a row is predicted by nothing and does not count."""
+    tokens = float(batch.loss_mask[:, 1:].sum())
+    return {"token": max(tokens, 1.0), "sequence": float(len(batch)), "pair": len(batch) / 2, "constant": 1.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Numbered(Batch):
+    """A batch that remembers which rows it was cut from. rows_of: [B] int64."""
+
+    rows_of: Tensor
+
+
+def _numbered(batch: Batch) -> _Numbered:
+    numbers = torch.arange(len(batch), device=batch.input_ids.device)
+    return _Numbered(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, loss_mask=batch.loss_mask, rows_of=numbers
+    )
+
+
+def _widened(column: Tensor | None, batch: Batch) -> Tensor:
+    """[b, t] padded on the right to the width of ``batch``."""
+    if column is None:
+        raise ValueError("the role consulted did not answer: its costume has the wrong head")
+    return torch.nn.functional.pad(column, (0, batch.input_ids.shape[1] - column.shape[1]))

@@ -1,0 +1,50 @@
+"""Cut a minibatch into micro-batches by the tokens they cost, rows that share a prefix kept together."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+
+from posttrain.types import Batch, PreferenceBatch
+
+B = TypeVar("B", bound=Batch)
+
+# About where two CPU cores reach their best matrix speed; activations of a 135M model take some 1.5 MB a token.
+DEFAULT_MAX_TOKENS = 1024
+
+
+def microbatches(batch: B, max_tokens: int) -> list[B]:
+    """Micro-batches of at most ``max_tokens`` packed tokens each; a longer unit stands alone.
+
+    Rows are sorted by their token ids, so that equal prefixes become neighbours and the cut is the same whatever
+    the order of rows was. Pairs stay whole. The objective does not depend on the cut: losses are divided by one
+    count over the whole minibatch.
+    """
+    unit = 2 if isinstance(batch, PreferenceBatch) else 1
+    lengths = batch.lengths.tolist()
+    rows = [tuple(ids[:n]) for ids, n in zip(batch.input_ids.tolist(), lengths, strict=True)]
+    units = sorted(range(0, len(rows), unit), key=lambda first: rows[first : first + unit])
+    cuts: list[list[int]] = []
+    cost = max_tokens + 1
+    previous: tuple[int, ...] = ()
+    for first in units:
+        members = range(first, first + unit)
+        added = sum(len(rows[i]) - _shared(rows[i], previous if i == first else rows[i - 1]) for i in members)
+        if cost + added > max_tokens:
+            cuts.append([])
+            cost, added = 0, sum(len(rows[i]) - (_shared(rows[i], rows[i - 1]) if i > first else 0) for i in members)
+        cuts[-1] += members
+        cost += added
+        previous = rows[first]
+    device = batch.input_ids.device
+    return [batch.rows(torch.tensor(cut, device=device)) for cut in cuts]
+
+
+def _shared(row: tuple[int, ...], other: tuple[int, ...]) -> int:
+    count = 0
+    for a, b in zip(row, other, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count

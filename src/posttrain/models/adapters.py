@@ -1,0 +1,158 @@
+"""LoRA adapters inside a plain transformers model: put in, load, switch, fold, merge. The one room that knows peft."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from peft import LoraConfig
+from peft.functional import delete_adapter, inject_adapter_in_model, set_adapter
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from posttrain.errors import UserError
+
+
+def linear_names(model: PreTrainedModel) -> list[str]:
+    """The short names of the trunk's linear layers, output head left out: what ``lora_target: all`` means."""
+    head = model.get_output_embeddings()
+    names = {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    }
+    return sorted(names - {"base_layer", "lm_head", "score"})
+
+
+def lora_config(
+    model: PreTrainedModel,
+    *,
+    rank: int,
+    alpha: int,
+    dropout: float,
+    targets: Sequence[str],
+    use_rslora: bool = False,
+) -> LoraConfig:
+    """A LoRA configuration whose targets exist in the model.
+
+    Raises:
+        UserError: if a target names no linear layer.
+    """
+    available = linear_names(model)
+    wanted = available if tuple(targets) == ("all",) else list(targets)
+    missing = [name for name in wanted if name.rsplit(".", 1)[-1] not in available]
+    if missing:
+        raise UserError(
+            f"lora_target names {', '.join(missing)}, but {type(model).__name__} has no such linear layer. "
+            f"It has: {', '.join(available)}. Use one of them, or lora_target: all."
+        )
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=wanted,
+        use_rslora=use_rslora,
+        fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),
+        task_type="CAUSAL_LM",
+    )
+
+
+def add_adapter(
+    model: PreTrainedModel, name: str, config: LoraConfig, state: Mapping[str, Tensor] | None = None, *, seed: int = 0
+) -> None:
+    """Put an adapter into the model: from ``state`` if given, else fresh (A random by seed and name, B zero).
+
+    Args:
+        state: peft's keys, ``base_model.model.<module>.lora_A.weight``.
+
+    Raises:
+        UserError: if the state's layers are not those of this model.
+    """
+    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=7).digest()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int.from_bytes(digest, "big"))
+        inject_adapter_in_model(config, model, adapter_name=name)
+    if state is not None:
+        _fill(model, name, state)
+
+
+def _fill(model: PreTrainedModel, name: str, state: Mapping[str, Tensor]) -> None:
+    own = {key: parameter for key, parameter in model.named_parameters() if f".{name}." in key}
+    wanted = {_parameter_name(key, name): tensor for key, tensor in state.items()}
+    if own.keys() != wanted.keys() or any(own[k].shape != t.shape for k, t in wanted.items()):
+        odd = sorted(own.keys() ^ wanted.keys()) or [k for k, t in wanted.items() if own[k].shape != t.shape]
+        raise UserError(
+            f"adapter '{name}' does not fit this model: {len(odd)} layers differ, the first is {odd[0]}. "
+            "Was it trained on another base model? Give the base it was trained on as model_name_or_path."
+        )
+    with torch.no_grad():
+        for key, tensor in wanted.items():
+            own[key].copy_(tensor)
+
+
+def _parameter_name(key: str, name: str) -> str:
+    stem, weight = key.removeprefix("base_model.model.").rsplit(".", 1)
+    return f"{stem}.{name}.{weight}"
+
+
+def adapter_state(model: PreTrainedModel, name: str) -> dict[str, Tensor]:
+    """An adapter's weights under peft's keys, detached, contiguous, on the CPU."""
+    found = {}
+    for key, parameter in model.named_parameters():
+        if f".{name}." in key:
+            stem, weight = key.rsplit(f".{name}.", 1)
+            found[f"base_model.model.{stem}.{weight}"] = parameter.detach().to("cpu").contiguous()
+    return found
+
+
+def adapter_parameters(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
+    """Parameter name -> parameter of one adapter."""
+    return {key: p for key, p in model.named_parameters() if f".{name}." in key}
+
+
+def lora_layers(model: nn.Module) -> Iterator[LoraLayer]:
+    """Every layer that carries adapters."""
+    return (module for module in model.modules() if isinstance(module, LoraLayer))
+
+
+def wear(model: nn.Module, names: Sequence[str]) -> None:
+    """Make exactly these adapters active, none for an empty list; ``requires_grad`` is the caller's to restore."""
+    set_adapter(model, list(names))
+
+
+def fold(model: PreTrainedModel, names: Sequence[str]) -> None:
+    """Add adapters to the base weights for good and drop them: one addition now instead of one in every forward."""
+    with torch.no_grad():
+        for layer in lora_layers(model):
+            weight = layer.get_base_layer().weight
+            for name in names:
+                if name in layer.lora_A:
+                    weight += layer.get_delta_weight(name).to(weight.dtype)
+    for name in names:
+        delete_adapter(model, name)
+
+
+@contextmanager
+def merged(model: PreTrainedModel, names: Sequence[str]) -> Iterator[None]:
+    """Within the context the base weights hold base + adapters and no adapter is active.
+
+    The frozen tensors are set aside and put back untouched afterwards, so that merging cannot drift them.
+    """
+    pristine: list[tuple[nn.Parameter, Tensor]] = []
+    try:
+        with torch.no_grad():
+            for layer in lora_layers(model):
+                weight = layer.get_base_layer().weight
+                deltas = [layer.get_delta_weight(name) for name in names if name in layer.lora_A]
+                if deltas:
+                    pristine.append((weight, weight.data))
+                    weight.data = sum(deltas, weight.data)
+        wear(model, ())
+        yield
+    finally:
+        for weight, data in pristine:
+            weight.data = data

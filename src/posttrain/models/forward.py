@@ -1,0 +1,155 @@
+"""The one forward pass: packed trunk, heads on the tokens that count, and the shift that makes index t mean token t."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from posttrain.functional import token_logprobs
+from posttrain.models.attention import NAME, register
+from posttrain.models.packing import packed
+from posttrain.types import Batch, Outputs
+
+# Two exact computations of the same attention differ by rounding only; real disagreement is orders larger.
+PROBE_TOLERANCE = 1e-3
+
+
+def prepare_trunk(model: PreTrainedModel) -> bool:
+    """Switch the model to packed attention where that is exact; else keep padded batches and say why.
+
+    Exactness is tested, not assumed: two short random sequences go through the model packed and padded.
+
+    Returns:
+        True when the trunk runs packed.
+    """
+    register()
+    before = model.config._attn_implementation
+    probe = _probe_batch(int(model.config.vocab_size))
+    training = model.training
+    model.eval()
+    reason = ""
+    try:
+        with torch.no_grad():
+            device = next(model.parameters()).device
+            padded_hidden, padded_index = trunk(model, probe.to(device))
+            model.set_attn_implementation(NAME)
+            hidden, index = trunk(model, probe.to(device))
+            keep = probe.attention_mask.to(device)
+            gap = (hidden[index[keep]] - padded_hidden[padded_index[keep]]).abs().max().item()
+            scale = padded_hidden.abs().max().item()
+        if not gap <= PROBE_TOLERANCE * max(1.0, scale):
+            reason = f"packed and padded hidden states differ by {gap:.2g}"
+    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    finally:
+        model.train(training)
+    if reason:
+        model.set_attn_implementation(before)
+        warnings.warn(
+            f"{type(model).__name__} cannot run packed ({reason}); using padded batches, which is slower.", stacklevel=2
+        )
+    return not reason
+
+
+def is_packed(model: PreTrainedModel) -> bool:
+    """Whether the trunk runs on packed rows."""
+    return bool(model.config._attn_implementation == NAME)
+
+
+def trunk(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Hidden states of every real token after the last layer (and its norm).
+
+    Returns:
+        hidden [N, D] and index [B, T]: ``hidden[index[b, t]]`` is the state after token (b, t).
+    """
+    decoder = model.get_decoder()
+    if is_packed(model):
+        plan = packed(batch)
+        out = decoder(input_ids=plan.input_ids, position_ids=plan.position_ids, use_cache=False, plan=plan)
+        return out.last_hidden_state[0], plan.index
+    width = batch.input_ids.shape[1]
+    out = decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), use_cache=False)
+    rows = torch.arange(len(batch), device=batch.input_ids.device)[:, None] * width
+    index = rows + torch.arange(width, device=batch.input_ids.device)
+    return out.last_hidden_state.flatten(0, 1), index
+
+
+def answer(
+    model: PreTrainedModel,
+    heads: Mapping[str, nn.Module],
+    batch: Batch,
+    *,
+    wants: tuple[str, ...],
+    temperature: float = 1.0,
+) -> Outputs:
+    """Run the trunk once and let each wanted head answer.
+
+    Args:
+        model: the backbone, already wearing the right adapters.
+        heads: name -> module mapping [M, D] to [M]; must hold "value" and "score" where wanted.
+        batch: [B, T].
+        wants: among "lm_head" (log-probabilities and entropy where ``loss_mask``), "value" (value of the state before
+            each token where ``loss_mask``), "score" (at the last real token).
+        temperature: the policy's; logits are divided by it.
+    """
+    hidden, index = trunk(model, batch)
+    fields: dict[str, Any] = {}
+    if "lm_head" in wants or "value" in wants:
+        counted = batch.loss_mask.clone()
+        counted[:, 0] = False  # nothing predicts the first token
+        row, column = counted.nonzero(as_tuple=True)
+        before = hidden[index[row, column - 1]]  # [M, D] the state that token (row, column) is drawn from
+        if "lm_head" in wants:
+            targets = batch.input_ids[row, column]
+            logprobs, entropy = _language_head(model, before, targets, temperature)
+            fields["logprobs"] = _table(batch, row, column, logprobs)
+            fields["entropy"] = _table(batch, row, column, entropy)
+        if "value" in wants:
+            fields["values"] = _table(batch, row, column, heads["value"](before.float()))
+    if "score" in wants:
+        last = index[torch.arange(len(batch), device=index.device), batch.lengths - 1]
+        fields["scores"] = heads["score"](hidden[last].float())
+    return Outputs(**fields)
+
+
+def _language_head(model: PreTrainedModel, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target and entropy of its distribution, without ever holding [M, V]."""
+    head = model.get_output_embeddings()
+    text_config = model.config.get_text_config()
+    return token_logprobs(
+        hidden,
+        head.weight,
+        targets,
+        bias=getattr(head, "bias", None),
+        temperature=temperature,
+        softcap=getattr(text_config, "final_logit_softcapping", None),
+        logit_scale=logit_scale(text_config),
+    )
+
+
+def logit_scale(text_config: Any) -> float | None:
+    """The constant factor some architectures put on their logits (Cohere multiplies, Granite divides), or None."""
+    if getattr(text_config, "logits_scaling", None):
+        return 1.0 / float(text_config.logits_scaling)
+    scale = getattr(text_config, "logit_scale", None)
+    return float(scale) if scale else None
+
+
+def _table(batch: Batch, row: Tensor, column: Tensor, values: Tensor) -> Tensor:
+    """[B, T] with ``values`` at (row, column) and 0 elsewhere."""
+    table = values.new_zeros(batch.input_ids.shape)
+    return table.index_put((row, column), values)
+
+
+def _probe_batch(vocab_size: int) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, vocab_size, (3, 24), generator=generator)
+    ids[1, :12] = ids[0, :12]  # a shared prefix, so that the probe covers it too
+    lengths = torch.tensor([24, 20, 9])
+    mask = torch.arange(24) < lengths[:, None]
+    return Batch(input_ids=ids * mask, attention_mask=mask, loss_mask=mask)

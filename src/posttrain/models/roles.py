@@ -1,0 +1,140 @@
+"""PPO's roles as a table over one backbone: who wears which adapters, which head answers, who trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from posttrain.models.adapters import adapter_parameters, lora_layers, merged, wear
+from posttrain.models.forward import answer
+from posttrain.models.heads import ScalarHead
+from posttrain.types import Batch, Outputs, Role
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costume:
+    """What one role puts on.
+
+    Attributes:
+        wears: adapters, all active at once: its recorded parents, then its own; () is the bare backbone.
+        head: "lm_head", "score" or "value".
+        trains: the adapter of ``wears`` that trains, "base" for backbone weights (full and freeze fine-tuning), or
+            None for a frozen role. A trained role's own scalar head trains with it.
+    """
+
+    wears: tuple[str, ...]
+    head: str
+    trains: str | None = None
+
+
+class SharedRoles(nn.Module):
+    """One backbone; ``forward(batch, roles)`` runs it in those roles' costume.
+
+    Roles with equal ``wears`` share one forward and one backward. Scalar heads stand outside the backbone.
+    """
+
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        costumes: Mapping[Role, Costume],
+        heads: Mapping[str, ScalarHead],
+        *,
+        base_trains: frozenset[str] = frozenset(),
+    ) -> None:
+        """Dress the backbone.
+
+        Args:
+            backbone: a causal language model with every adapter named in ``costumes`` already in it.
+            costumes: the role table.
+            heads: "score" and "value" heads, as the table needs them.
+            base_trains: names of the backbone parameters that train where a costume says "base".
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.costumes = dict(costumes)
+        self.heads = nn.ModuleDict(dict(heads))
+        self._base_trains = base_trains
+        self._has_adapters = any(True for _ in lora_layers(backbone))
+        self._worn: tuple[str, ...] | None = None
+        self._trainable = frozenset(name for role in self.costumes for name in self.parameters_of(role))
+        self.wear(())
+
+    def parameters_of(self, role: Role) -> dict[str, nn.Parameter]:
+        """Name -> parameter of what this role trains: its adapter or base weights, and its scalar head."""
+        costume = self.costumes[role]
+        if costume.trains is None:
+            return {}
+        if costume.trains == "base":
+            owned = {n: p for n, p in self.backbone.named_parameters() if n in self._base_trains}
+        else:
+            owned = adapter_parameters(self.backbone, costume.trains)
+        named = {f"backbone.{name}": parameter for name, parameter in owned.items()}
+        if costume.head in self.heads:
+            head = self.heads[costume.head]
+            named |= {f"heads.{costume.head}.{name}": p for name, p in head.named_parameters()}
+        return named
+
+    def wear(self, names: tuple[str, ...]) -> None:
+        """Activate exactly these adapters, then restore ``requires_grad`` from the role table.
+
+        peft ties active to trainable in both directions, so the table is applied after every switch.
+        """
+        if names != self._worn:
+            if self._has_adapters:
+                wear(self.backbone, names)
+            self._worn = names
+            for name, parameter in self.named_parameters():
+                parameter.requires_grad_(name in self._trainable)
+
+    @contextmanager
+    def wearing(self, role: Role) -> Iterator[None]:
+        """Hold a role's adapters around forward AND backward: recomputed activations need them too."""
+        self.wear(self.costumes[role].wears)
+        yield
+
+    @contextmanager
+    def sampling_as(self, role: Role) -> Iterator[PreTrainedModel]:
+        """The backbone with a role's adapters merged into its weights for the time of the context."""
+        training = self.backbone.training
+        self.backbone.eval()
+        with merged(self.backbone, self.costumes[role].wears) if self._has_adapters else _nothing():
+            self._worn = None
+            try:
+                yield self.backbone
+            finally:
+                self.backbone.train(training)
+        self.wear(())
+
+    def together(self, roles: tuple[Role, ...]) -> list[tuple[Role, ...]]:
+        """Roles grouped by equal costume, in order: one forward for each group."""
+        groups: dict[tuple[str, ...], tuple[Role, ...]] = {}
+        for role in roles:
+            wears = self.costumes[role].wears
+            groups[wears] = (*groups.get(wears, ()), role)
+        return list(groups.values())
+
+    def forward(self, batch: Batch, roles: tuple[Role, ...], *, temperature: float = 1.0) -> Outputs:
+        """What these roles say of a batch.
+
+        Args:
+            batch: [B, T].
+            roles: one role, or several with the same costume.
+            temperature: the sampling policy's, for log-probabilities.
+
+        Raises:
+            ValueError: if the roles wear different adapters.
+        """
+        if len(self.together(roles)) != 1:
+            raise ValueError(f"roles {', '.join(roles)} wear different adapters and cannot share a forward")
+        self.wear(self.costumes[roles[0]].wears)
+        wants = tuple(self.costumes[role].head for role in roles)
+        return answer(self.backbone, dict(self.heads.items()), batch, wants=wants, temperature=temperature)
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield

@@ -1,0 +1,170 @@
+"""What happens around optimizer steps: the log, evaluation, checkpoints, early stopping, and Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+
+from posttrain.config import TrainConfig
+from posttrain.train.metrics import Meter, MetricsLog
+from posttrain.train.progress import Progress
+from posttrain.train.run_directory import RunDirectory
+
+STATE = "monitor.json"
+
+
+@dataclass
+class Best:
+    """The best evaluation so far.
+
+    Attributes:
+        value: of the metric. step: when. waited: evaluations since without improvement.
+    """
+
+    value: float | None = None
+    step: int | None = None
+    waited: int = 0
+
+
+class Monitor:
+    """Called once after every step; decides what is due and does it in the order log, evaluate, save."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        directory: RunDirectory,
+        log: MetricsLog,
+        progress: Progress,
+        *,
+        steps_per_epoch: int,
+        save: Callable[[Path], None],
+        evaluate: Callable[[], Mapping[str, float]] | None,
+        default_metric: str = "eval_loss",
+    ) -> None:
+        """Watch one run.
+
+        Args:
+            config: intervals and policies.
+            directory: where checkpoints go.
+            log, progress: where numbers go.
+            steps_per_epoch: for strategies by epoch.
+            save: fills a checkpoint folder.
+            evaluate: measures the held-out rows (names start with ``eval_``); None when there are none.
+            default_metric: what "best" means where ``metric_for_best_model`` is not set.
+        """
+        self._config = config
+        self._directory = directory
+        self._log = log
+        self._progress = progress
+        self._steps_per_epoch = steps_per_epoch
+        self._save = save
+        self._evaluate = evaluate
+        self._metric = metric_name(config.metric_for_best_model) if config.metric_for_best_model else default_metric
+        rises = config.greater_is_better
+        self._rises = not self._metric.endswith(("loss", "perplexity")) if rises is None else rises
+        self._meter = Meter()
+        self._saved: int | None = None
+        self._interrupted = False
+        self.best = Best()
+        self.evaluations: dict[str, float] = {}
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole run."""
+        return self._log.total_steps
+
+    def after_step(self, step: int, stats: Mapping[str, float]) -> bool:
+        """Log, evaluate and save as due after ``step``.
+
+        Returns:
+            True when the run should stop early.
+
+        Raises:
+            KeyboardInterrupt: after a checkpoint, when the user pressed Ctrl-C.
+            RunError: on a non-finite loss.
+        """
+        self._log.check(step, stats)
+        self._meter.add(stats)
+        shown = ("loss", "reward_mean", "kl", "tokens_per_second")
+        self._progress.update(1, **{name: stats[name] for name in shown if name in stats})
+        last = step == self.total
+        first = step == 1 and self._config.logging_first_step
+        if step % self._config.logging_steps == 0 or last or first:
+            self._log.log(step, self._meter.take(), step / self._steps_per_epoch)
+        stop = False
+        if self._due(step, self._config.eval_strategy, self._config.eval_steps or self._config.logging_steps):
+            self.evaluate(step)
+            patience = self._config.early_stopping_steps
+            stop = patience is not None and self.best.waited >= patience
+        saves = self._due(step, self._config.save_strategy, self._config.save_steps) or stop
+        if saves or self._interrupted or (last and self._config.save_strategy != "no"):
+            self.save(step)
+        if self._interrupted:
+            raise KeyboardInterrupt
+        return stop
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Measure the held-out rows now, log it, and remember whether it is the best."""
+        if self._evaluate is None:
+            return {}
+        self._progress.phase("evaluate")
+        self.evaluations = dict(self._evaluate())
+        self._log.log(step, self.evaluations, step / self._steps_per_epoch)
+        value = self.evaluations.get(self._metric)
+        if value is not None and step > 0:
+            better = self.best.value is None or (value > self.best.value if self._rises else value < self.best.value)
+            self.best = Best(value, step) if better else Best(self.best.value, self.best.step, self.best.waited + 1)
+        return self.evaluations
+
+    def save(self, step: int) -> None:
+        """Write ``checkpoint-{step}`` unless it was just written."""
+        if self._saved == step:
+            return
+        self._progress.phase("save")
+
+        def write(folder: Path) -> None:
+            self._save(folder)
+            (folder / STATE).write_text(json.dumps(asdict(self.best)), encoding="utf-8")
+
+        keep = self.best.step if self._config.load_best_model_at_end or self._config.save_total_limit else None
+        self._directory.save_checkpoint(step, write, total_limit=self._config.save_total_limit, keep=keep)
+        self._saved = step
+
+    def resume(self, folder: Path) -> None:
+        """Take up the best evaluation from a checkpoint."""
+        self.best = Best(**json.loads((folder / STATE).read_text(encoding="utf-8")))
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Let the first Ctrl-C finish the step and write a checkpoint; a second one stops at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def request_stop(signum: int, frame: FrameType | None) -> None:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
+            self._progress.note("Stopping after this step, with a checkpoint. Press Ctrl-C again to stop at once.")
+
+        before = signal.signal(signal.SIGINT, request_stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _due(self, step: int, strategy: str, every: int) -> bool:
+        if strategy == "epoch":
+            return step % self._steps_per_epoch == 0 or step == self.total
+        return strategy == "steps" and step % every == 0
+
+
+def metric_name(name: str) -> str:
+    """``metric_for_best_model`` with its ``eval_`` in front, as users may leave it out."""
+    return name if name.startswith("eval_") else f"eval_{name}"

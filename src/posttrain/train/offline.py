@@ -1,0 +1,96 @@
+"""The offline loop: pretraining, supervised fine-tuning and reward modelling over a fixed dataset."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from posttrain.algorithms import Algorithm
+from posttrain.config import RunConfig
+from posttrain.data.batches import epoch_order
+from posttrain.engine import Engine
+from posttrain.train.monitor import Monitor
+from posttrain.train.schedule import StepsPlan
+from posttrain.types import Batch
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Encoded rows and how to make a batch of them.
+
+    Attributes:
+        train, validation: encoded rows. lengths: tokens of each training row, for grouping by length.
+        collate: rows -> batch.
+    """
+
+    train: Sequence[Any]
+    validation: Sequence[Any]
+    lengths: Sequence[int]
+    collate: Callable[[Sequence[Any]], Batch]
+
+
+def fit(
+    config: RunConfig, engine: Engine, algorithm: Algorithm, rows: Rows, plan: StepsPlan, monitor: Monitor
+) -> float:
+    """Train from the engine's step to the end of the plan.
+
+    Returns:
+        The mean training loss over the steps taken here.
+    """
+    losses = []
+    order: tuple[int, list[int]] = (-1, [])
+    size = config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
+    for step in range(engine.step, plan.total):
+        epoch, place = divmod(step, plan.per_epoch)
+        if order[0] != epoch:
+            order = (epoch, _order(config, rows, epoch, size))
+        began = time.perf_counter()
+        batch = rows.collate([rows.train[i] for i in order[1][place * size : (place + 1) * size]])
+        engine.accumulate(algorithm, batch)
+        stats = engine.optimizer_step()
+        losses.append(stats["loss"])
+        stats["tokens_per_second"] = float(batch.attention_mask.sum()) / (time.perf_counter() - began)
+        if monitor.after_step(step + 1, stats):
+            break
+    return sum(losses) / max(len(losses), 1)
+
+
+def evaluation(config: RunConfig, engine: Engine, algorithm: Algorithm, rows: Rows) -> Callable[[], dict[str, float]]:
+    """A function that measures the validation rows under the names users know: ``eval_loss``, ``eval_runtime`` ..."""
+    size = config.train.per_device_eval_batch_size
+    starts = range(0, len(rows.validation), size)
+
+    def evaluate() -> dict[str, float]:
+        began = time.perf_counter()
+        batches = (rows.collate(rows.validation[start : start + size]) for start in starts)
+        found = {f"eval_{name}": value for name, value in engine.evaluate(algorithm, batches).items()}
+        if config.method.stage == "pt":
+            found["eval_perplexity"] = math.exp(min(found["eval_loss"], 700.0))
+        return found | runtime(time.perf_counter() - began, len(rows.validation), len(starts))
+
+    return evaluate
+
+
+def runtime(seconds: float, num_rows: int, num_steps: int) -> dict[str, float]:
+    """``eval_runtime`` in seconds and the two rates that go with it."""
+    return {
+        "eval_runtime": seconds,
+        "eval_samples_per_second": num_rows / seconds,
+        "eval_steps_per_second": num_steps / seconds,
+    }
+
+
+def _order(config: RunConfig, rows: Rows, epoch: int, size: int) -> list[int]:
+    seed = config.train.seed if config.train.data_seed is None else config.train.data_seed
+    return epoch_order(
+        len(rows.train),
+        seed,
+        epoch,
+        shuffle=not config.train.disable_shuffling,
+        lengths=rows.lengths,
+        group_by_length=config.data.group_by_length,
+        batch_size=size,
+    )

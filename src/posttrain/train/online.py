@@ -1,0 +1,203 @@
+"""The online loop: sample, score, consult, credit, update; the same for every algorithm that learns from its own text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from posttrain.algorithms import OnlineAlgorithm
+from posttrain.data import EncodedPrompt
+from posttrain.data.batches import epoch_order
+from posttrain.engine import Engine
+from posttrain.rewards import Reward
+from posttrain.rollout import Sampler, SamplingParams
+from posttrain.train.experience import collect, minibatches, sequence_kl
+from posttrain.train.gates import check_kl, check_ratio
+from posttrain.train.monitor import Monitor
+from posttrain.types import AlgorithmState, Role, RolloutBatch
+
+
+@dataclass
+class Stopwatch:
+    """Seconds of each phase of the current iteration."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to ``name``."""
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+    def take(self, live_tokens: Mapping[str, float]) -> dict[str, float]:
+        """``seconds_<phase>`` and ``<phase>_tokens_per_second`` for the iteration; starts anew."""
+        taken, self.seconds = self.seconds, {}
+        stats = {f"seconds_{name}": value for name, value in taken.items()}
+        for name, tokens in live_tokens.items():
+            stats[f"{name}_tokens_per_second"] = tokens / max(taken.get(name, 0.0), 1e-9)
+        stats["tokens_per_second"] = live_tokens["train"] / max(sum(taken.values()), 1e-9)
+        return stats
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineRun:
+    """The parts of an online run.
+
+    Attributes:
+        prompts: the training prompts. num_prompts: prompts of one iteration.
+        sampling: how completions are drawn; ``iteration`` is filled in.
+        epochs: passes over the experience. minibatch_size: sequences of one optimizer step.
+        seed, shuffle: of the order of prompts and minibatches.
+        tolerance: of the step-0 gates.
+        on_first_rewards: called with the first iteration's batch once its rewards are known.
+        record: called with the number of every finished iteration and its batch.
+    """
+
+    engine: Engine
+    algorithm: OnlineAlgorithm
+    sampler: Sampler
+    reward: Reward
+    tokenizer: PreTrainedTokenizerBase
+    prompts: Sequence[EncodedPrompt]
+    num_prompts: int
+    sampling: SamplingParams
+    epochs: int
+    minibatch_size: int
+    seed: int
+    shuffle: bool = True
+    tolerance: float = 1e-3
+    record: Callable[[int, RolloutBatch], None] = lambda iteration, batch: None
+    on_first_rewards: Callable[[RolloutBatch], None] = lambda batch: None
+
+
+def fit(run: OnlineRun, iterations: int, monitor: Monitor, phase: Callable[[str, int, int], None]) -> list[float]:
+    """Run iterations from the engine's to the last.
+
+    Args:
+        run: the parts.
+        iterations: how many in all.
+        monitor: told of every iteration.
+        phase: shows what is going on: name, done, total.
+
+    Returns:
+        The mean reward of each iteration run here.
+
+    Raises:
+        RunError: if a step-0 gate does not hold, or a loss is not finite.
+    """
+    engine, algorithm, watch = run.engine, run.algorithm, Stopwatch()
+    rewards = []
+    for iteration in range(engine.iteration, iterations):
+        with watch.phase("generate"):
+            batch = rollout(run, iteration, take(run, iteration), phase)
+        with watch.phase("score"):
+            phase("score", 0, 0)
+            batch = batch.with_columns(rewards=run.reward(batch))
+            if iteration == 0:
+                run.on_first_rewards(batch)
+            batch = engine.consult(algorithm.consults, batch)
+        if iteration == 0:
+            check_kl(batch, run.tolerance)
+        batch, state = algorithm.credit(engine.gathered(batch), engine.algorithm_state)
+        with watch.phase("train"):
+            stats = update(run, iteration, batch, phase)
+        engine.iteration, engine.algorithm_state = iteration + 1, state
+        stats |= algorithm.statistics(batch) | watch.take(_live_tokens(batch, run.epochs))
+        rewards.append(stats["reward_mean"])
+        run.record(iteration + 1, batch)
+        if monitor.after_step(iteration + 1, stats):
+            break
+    return rewards
+
+
+def _live_tokens(batch: RolloutBatch, epochs: int) -> dict[str, float]:
+    """Real tokens that each phase dealt with, padding not counted: sampled ones, scored ones, trained ones."""
+    total = float(batch.attention_mask.sum())
+    return {"generate": float(batch.loss_mask.sum()), "score": total, "train": total * epochs}
+
+
+def take(run: OnlineRun, iteration: int) -> list[EncodedPrompt]:
+    """The prompts of one iteration: the next ``num_prompts`` of an endless shuffled stream, a function of the seed."""
+    taken = []
+    count = len(run.prompts)
+    order: tuple[int, list[int]] = (-1, [])
+    for position in range(iteration * run.num_prompts, (iteration + 1) * run.num_prompts):
+        epoch, place = divmod(position, count)
+        if order[0] != epoch:
+            order = (epoch, epoch_order(count, run.seed, epoch, shuffle=run.shuffle))
+        taken.append(run.prompts[order[1][place]])
+    return taken
+
+
+def rollout(
+    run: OnlineRun, iteration: int, prompts: Sequence[EncodedPrompt], phase: Callable[[str, int, int], None]
+) -> RolloutBatch:
+    """The whole experience of one iteration, sampled by the current actor."""
+    params = replace(run.sampling, iteration=iteration)
+    with run.engine.weights(Role.ACTOR):
+        return collect(
+            run.sampler,
+            run.tokenizer,
+            prompts,
+            params,
+            group_size=run.algorithm.group_size,
+            progress=lambda done, total: phase("generate", done, total),
+        )
+
+
+def update(
+    run: OnlineRun, iteration: int, batch: RolloutBatch, phase: Callable[[str, int, int], None]
+) -> dict[str, float]:
+    """Several epochs of shuffled minibatches, one optimizer step each; returns the mean of their statistics."""
+    pieces = list(
+        minibatches(
+            batch,
+            epochs=run.epochs,
+            size=run.minibatch_size,
+            group_size=run.algorithm.group_size,
+            seed=run.seed,
+            iteration=iteration,
+        )
+    )
+    sums: dict[str, float] = {}
+    for number, piece in enumerate(pieces):
+        phase("train", number, len(pieces))
+        run.engine.accumulate(run.algorithm, piece)
+        if iteration == 0 and number == 0:
+            check_ratio(run.engine.pending(), run.tolerance)
+        stats = run.engine.optimizer_step()
+        for name, value in stats.items():
+            sums[name] = sums.get(name, 0.0) + value / len(pieces)
+    return sums
+
+
+def held_out(run: OnlineRun, prompts: Sequence[EncodedPrompt]) -> Callable[[], dict[str, float]]:
+    """A function that measures the actor on held-out prompts with greedy completions: reward, KL, length."""
+    greedy = replace(run.sampling, do_sample=False)
+
+    def evaluate() -> dict[str, float]:
+        began = time.perf_counter()
+        with run.engine.weights(Role.ACTOR):
+            batch = collect(run.sampler, run.tokenizer, prompts, greedy, group_size=1)
+        rewards = run.reward(batch)
+        # greedy log-probabilities are recorded at temperature 1
+        batch = run.engine.consult((Role.REFERENCE,), batch, temperature=1.0)
+        seconds = time.perf_counter() - began
+        return {
+            "eval_reward": float(rewards.mean()),
+            "eval_reward_std": float(rewards.std(correction=0)),
+            "eval_kl": float(sequence_kl(batch).mean()),
+            "eval_response_length": float(batch.loss_mask.sum(dim=1).float().mean()),
+            "eval_ended_share": float(batch.ended.float().mean()),
+            "eval_runtime": seconds,
+            "eval_samples_per_second": len(prompts) / seconds,
+            "eval_steps_per_second": 1 / seconds,
+        }
+
+    return evaluate
