@@ -1,0 +1,28 @@
+"""Flat configuration files to small frozen dataclasses, with errors that say what to write instead."""
+
+from posttrain.config.defaults import stage_defaults
+from posttrain.config.loader import load_config
+from posttrain.config.method import MethodConfig, PPOConfig, RewardModelConfig
+from posttrain.config.model import DataConfig, ModelConfig
+from posttrain.config.run import KEYS, Command, Key, RunConfig
+from posttrain.config.train import TrainConfig
+from posttrain.config.use import EvalConfig, ExportConfig, GenerationConfig, PredictConfig
+
+__all__ = [
+    "KEYS",
+    "Command",
+    "DataConfig",
+    "EvalConfig",
+    "ExportConfig",
+    "GenerationConfig",
+    "Key",
+    "MethodConfig",
+    "ModelConfig",
+    "PPOConfig",
+    "PredictConfig",
+    "RewardModelConfig",
+    "RunConfig",
+    "TrainConfig",
+    "load_config",
+    "stage_defaults",
+]

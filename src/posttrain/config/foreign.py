@@ -1,0 +1,391 @@
+"""Keys of LLaMA-Factory, Hugging Face and TRL that have no field here: renamed, ignored with a note, or refused.
+
+No key of LLaMA-Factory is unknown: a file written for it either means the same here, or says in one sentence what is
+different. A refused key is let through, with a note, where its value asks for nothing (``use_dora: false``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foreign:
+    """A known key without a field: what happens to it, why, and the values that ask for nothing."""
+
+    action: Literal["ignore", "refuse"]
+    sentence: str
+    harmless: tuple[object, ...] = ()
+
+    def asks_for_nothing(self, value: object) -> bool:
+        """True where the value is empty, false, or the default that changes nothing."""
+        if value is None or value is False or value in ("", [], {}):
+            return True
+        text = str(value).strip().lower()
+        return text in ("none", "null", "false") or text in (str(item).lower() for item in self.harmless)
+
+
+RENAMED: Mapping[str, str] = {
+    "evaluation_strategy": "eval_strategy",
+    "infer_dtype": "dtype",
+    "torch_dtype": "dtype",
+    "batch_size": "per_device_eval_batch_size",
+    "save_dir": "output_dir",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+    "activation_checkpointing": "gradient_checkpointing",
+}
+"""Former names: read as the key they became, with a note."""
+
+ELSEWHERE: Mapping[str, str] = {
+    # LLaMA-Factory v1
+    "model": "model_name_or_path",
+    "train_dataset": "dataset",
+    "micro_batch_size": "per_device_train_batch_size",
+    "global_batch_size": "gradient_accumulation_steps",
+    "enable_activation_checkpointing": "gradient_checkpointing",
+    "custom_chat_template": "template",
+    "peft_config": "lora_rank",
+    "optim_config": "optim",
+    "lr_scheduler_config": "lr_scheduler_type",
+    # TRL and others
+    "init_kl_coef": "kl_coef",
+    "adap_kl_ctrl": "ppo_target",
+    "target_kl": "ppo_target",
+    "horizon": "kl_horizon",
+    "lam": "gae_lambda",
+    "cliprange": "clip_range",
+    "cliprange_value": "clip_range_value",
+    "vf_coef": "value_coef",
+    "score_clip": "reward_clip",
+    "num_ppo_epochs": "ppo_epochs",
+    "whiten_rewards": "ppo_whiten_rewards",
+    "reward_model_path": "reward_model",
+    "response_length": "max_new_tokens",
+    "max_seq_length": "cutoff_len",
+    "max_seq_len": "cutoff_len",
+    "block_size": "cutoff_len",
+    "lora_r": "lora_rank",
+    "lora_target_modules": "lora_target",
+    "target_modules": "lora_target",
+    "lora_modules_to_save": "additional_target",
+    "batch_size_per_device": "per_device_train_batch_size",
+    "epochs": "num_train_epochs",
+    "lr": "learning_rate",
+    "betas": "adam_beta1",
+    "system": "default_system",
+}
+"""What a key of another program is called here, for the message about an unknown key; values may mean other things."""
+
+REFUSED_VALUES: Mapping[tuple[str, str], str] = {
+    ("stage", "dpo"): "is not one of pt, sft, rm, ppo; for preference pairs train a reward model (stage: rm) and then "
+    "run stage: ppo against it",
+    ("stage", "kto"): "is not one of pt, sft, rm, ppo; posttrain learns preferences from pairs (stage: rm, then ppo)",
+    ("finetuning_type", "oft"): "is not one of lora, full, freeze; use lora, whose adapters train the same layers",
+    ("reward_model_type", "full"): "is not supported: PPO scores on the backbone that it trains; train the reward "
+    "model with finetuning_type: lora and set reward_model_type: lora",
+    ("reward_model_type", "api"): "is not supported: PPO scores on the backbone that it trains and asks no server; "
+    "train a LoRA reward model (stage: rm) and set reward_model_type: lora",
+    ("lr_scheduler_type", "polynomial"): "is not supported; linear is the same curve with power 1",
+    ("lr_scheduler_type", "cosine_with_restarts"): "is not supported; cosine is the same curve without restarts",
+    ("lr_scheduler_type", "cosine_with_min_lr"): "is not supported; cosine falls to 0",
+    ("lr_scheduler_type", "cosine_warmup_with_min_lr"): "is not supported; cosine falls to 0",
+    ("lr_scheduler_type", "reduce_lr_on_plateau"): "is not supported; use linear or cosine with early_stopping_steps",
+    ("lr_scheduler_type", "warmup_stable_decay"): "is not supported; use constant_with_warmup, linear or cosine",
+}
+"""Values that the key has elsewhere; each completes the sentence "`key: value` ..."."""
+
+_IGNORED: tuple[tuple[str, str], ...] = (
+    (
+        "attention is computed by posttrain's own packed path, whatever kernel is asked for",
+        "flash_attn use_v1_kernels enable_liger_kernel use_liger_kernel liger_kernel_config use_kv_cache use_cache "
+        "torch_compile torch_compile_backend torch_compile_mode jit_mode_eval use_ipex torchdynamo use_unsloth_gc "
+        "use_reentrant_gc gradient_checkpointing_kwargs activation_checkpointing_kwargs block_diag_attn kernel_config",
+    ),
+    (
+        "completions are decoded by posttrain's own slot decoder (num_rollout_slots)",
+        "infer_backend vllm_maxlen vllm_gpu_util vllm_enforce_eager vllm_max_lora_rank vllm_config sglang_maxlen "
+        "sglang_mem_fraction sglang_tp_size sglang_config sglang_lora_backend sample_backend",
+    ),
+    (
+        "it only counts with beam search, and completions are sampled",
+        "length_penalty",
+    ),
+    (
+        "completions of a dataset are written by `posttrain generate`",
+        "predict_with_generate generation_config sortish_sampler",
+    ),
+    (
+        "rows are read and encoded at the start of every run, in memory",
+        "preprocessing_batch_size tokenized_path data_shared_file_system buffer_size reserved_label_len "
+        "ignore_pad_token_for_loss remove_unused_columns label_names length_column_name dataloader_drop_last "
+        "dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor dataloader_in_order "
+        "dataloader_multiprocessing_context batching_strategy batching_workers",
+    ),
+    (
+        "the tokenizer's own chat template decides",
+        "tool_format enable_thinking preserve_thinking",
+    ),
+    (
+        "every evaluation set is reported in one figure",
+        "eval_on_each_dataset",
+    ),
+    (
+        "posttrain works on text",
+        "media_dir image_max_pixels image_min_pixels image_do_pan_and_scan crop_to_patches video_max_pixels "
+        "video_min_pixels video_fps video_maxlen use_audio_in_video audio_sampling_rate freeze_vision_tower "
+        "freeze_multi_modal_projector freeze_language_model",
+    ),
+    (
+        "it belongs to loading a quantised model, and the base is loaded unquantised",
+        "quantization_method quantization_type double_quantization quantization_device_map",
+    ),
+    (
+        "the model is loaded whole, onto one device",
+        "low_cpu_mem_usage offload_folder device_map moe_aux_loss_coef",
+    ),
+    (
+        "sums that need it are computed in float32",
+        "upcast_layernorm upcast_lmhead_output half_precision_backend fp16_opt_level fp16_backend fp16_full_eval "
+        "bf16_full_eval tf32 compute_dtype fp8_backend fp8_enable_fsdp_float8_all_gather",
+    ),
+    (
+        "give tokens for model hubs in the environment (HF_TOKEN), not in a file that is copied into output_dir",
+        "hf_hub_token ms_hub_token om_hub_token hub_token",
+    ),
+    (
+        "it is derived from cutoff_len",
+        "model_max_length",
+    ),
+    (
+        "it only matters together with an export that quantises, which posttrain does not make",
+        "export_quantization_dataset export_quantization_nsamples export_quantization_maxlen",
+    ),
+    (
+        "it only matters with use_galore, which posttrain does not have",
+        "galore_target galore_rank galore_update_interval galore_scale galore_proj_type galore_layerwise",
+    ),
+    (
+        "it only matters with use_apollo, which posttrain does not have",
+        "apollo_target apollo_rank apollo_update_interval apollo_scale apollo_proj apollo_proj_type "
+        "apollo_scale_type apollo_layerwise apollo_scale_front",
+    ),
+    (
+        "it only matters with use_badam, which posttrain does not have",
+        "badam_mode badam_start_block badam_switch_mode badam_switch_interval badam_update_ratio badam_mask_mode "
+        "badam_verbose",
+    ),
+    (
+        "it only matters with finetuning_type oft, which posttrain does not have",
+        "module_dropout oft_rank oft_block_size oft_target",
+    ),
+    (
+        "it only matters with a kind of LoRA that posttrain does not have",
+        "loraplus_lr_embedding pissa_iter pissa_convert",
+    ),
+    (
+        "it belongs to stage dpo or kto, which posttrain does not have",
+        "pref_beta pref_ftx pref_bco_weight pref_loss dpo_label_smoothing kto_chosen_weight kto_rejected_weight "
+        "simpo_gamma ld_alpha",
+    ),
+    (
+        "it belongs to a loss that posttrain does not have",
+        "asft_alpha eaft_alpha",
+    ),
+    (
+        "it belongs to KTransformers, which posttrain does not use",
+        "kt_cpu_activation kt_weight_path kt_non_expert_weight_path kt_expert_checkpoint_path kt_use_lora_experts "
+        "kt_lora_expert_num kt_lora_expert_intermediate_size",
+    ),
+    (
+        "metrics go to trainer_log.jsonl and TensorBoard",
+        "use_swanlab swanlab_project swanlab_workspace swanlab_run_name swanlab_mode swanlab_api_key swanlab_logdir "
+        "swanlab_lark_webhook_url swanlab_lark_secret project trackio_space_id trackio_bucket_id "
+        "trackio_static_space_id logging_dir log_level log_level_replica log_on_each_node logging_strategy",
+    ),
+    (
+        "every run reports tokens per second, time and peak memory already",
+        "include_num_input_tokens_seen include_tokens_per_second include_effective_tokens_per_second "
+        "include_for_metrics include_inputs_for_metrics skip_memory_metrics profiler_output_dir profiler_wait_steps "
+        "profiler_warmup_steps profiler_active_steps profiler_repeat profiler_record_shapes profiler_profile_memory "
+        "profiler_with_stack profile_modules enable_torch_profiler debug print_param_status",
+    ),
+    (
+        "a loss that is not finite always stops the run",
+        "logging_nan_inf_filter",
+    ),
+    (
+        "the loss is always divided by one count over the whole step, however it is split",
+        "average_tokens_across_devices auto_find_batch_size eval_accumulation_steps torch_empty_cache_steps",
+    ),
+    (
+        "evaluation runs at its steps and at the end, and reports the metrics of its stage",
+        "eval_delay eval_on_start prediction_loss_only eval_do_concat_batches eval_use_gather_object "
+        "batch_eval_metrics use_legacy_prediction_loop compute_accuracy",
+    ),
+    (
+        "checkpoints are always safetensors and JSON, and hold everything that resuming needs",
+        "save_safetensors save_on_each_node ignore_data_skip restore_callback_states_from_checkpoint "
+        "enable_jit_checkpoint save_ckpt_as_hf",
+    ),
+    (
+        "a run is deterministic for its seed",
+        "full_determinism",
+    ),
+    (
+        "the GPU is used where there is one; set CUDA_VISIBLE_DEVICES to an empty value to stay on the CPU",
+        "use_cpu no_cuda use_mps_device",
+    ),
+    (
+        "a run is one process",
+        "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend local_rank "
+        "accelerator_config mp_parameters ray_scope ray_num_workers ray_init_kwargs master_addr master_port "
+        "hyper_parallel_args hyper_parallel_cp_size megatron_bridge_args tensor_model_parallel_size "
+        "pipeline_model_parallel_size expert_model_parallel_size context_parallel_size "
+        "virtual_pipeline_model_parallel_size sequence_parallel recompute_granularity recompute_method "
+        "recompute_num_layers account_for_embedding_in_pipeline_split account_for_loss_in_pipeline_split "
+        "bias_activation_fusion apply_rope_fusion masked_softmax_fusion cross_entropy_loss_fusion moe_grouped_gemm "
+        "moe_token_dispatcher_type calculate_per_token_loss use_distributed_optimizer overlap_param_gather "
+        "overlap_grad_reduce use_packed_sequences mixed_precision megatron_pretrained_checkpoint "
+        "export_hf_on_finish extra_config dp_size cp_size cp_mode mp_replicate_size mp_shard_size dist_timeout",
+    ),
+    (
+        "nothing is sent to a model hub",
+        "hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision",
+    ),
+    (
+        "it belongs to the question sets of `llamafactory-cli eval`; `posttrain eval` measures your own data",
+        "task_dir lang n_shot download_mode",
+    ),
+    (
+        "it describes tokens that would be added, and the vocabulary is not changed",
+        "init_special_tokens",
+    ),
+)
+
+_REFUSED: tuple[tuple[str, tuple[object, ...], str], ...] = (
+    (
+        "the base is loaded unquantised; remove the line, and save memory with finetuning_type: lora, "
+        "gradient_checkpointing: true and a smaller max_tokens_per_microbatch",
+        (),
+        "quantization_bit reward_model_quantization_bit ref_model_quantization_bit load_in_4bit load_in_8bit",
+    ),
+    (
+        "exports are unquantised safetensors; export first and quantise the folder with the program that will serve it",
+        (),
+        "export_quantization_bit",
+    ),
+    (
+        "nothing is sent to a model hub; export to a folder and upload that with `huggingface-cli upload`",
+        (),
+        "export_hub_model_id push_to_hub",
+    ),
+    (
+        "the reference of PPO is the actor as it started, at no extra memory; put what it should be into "
+        "model_name_or_path and adapter_name_or_path",
+        (),
+        "ref_model ref_model_adapters",
+    ),
+    (
+        "the reward adapter, its head and its parents are found in one folder; put that folder into reward_model",
+        (),
+        "reward_model_adapters",
+    ),
+    (
+        "the vocabulary is not changed; give a tokenizer and model that have these tokens already",
+        (),
+        "resize_vocab add_tokens add_special_tokens new_special_tokens new_special_tokens_config split_special_tokens",
+    ),
+    (
+        "positions are those the model was made with; choose a base with the context length you need",
+        (),
+        "rope_scaling shift_attn mixture_of_depths",
+    ),
+    (
+        "posttrain has a packed training path of its own that already skips padding; remove the line",
+        (),
+        "use_unsloth use_kt use_mca use_megatron_bridge use_hyper_parallel",
+    ),
+    (
+        "weights start from a folder; to start from nothing, save a randomly initialised model with transformers",
+        (),
+        "train_from_scratch init_config",
+    ),
+    (
+        "give the folder of the adapter itself in adapter_name_or_path",
+        (),
+        "adapter_folder",
+    ),
+    (
+        "the adapters are LoRA and rsLoRA; remove the line, or set use_rslora: true",
+        (),
+        "use_dora pissa_init loraplus_lr_ratio",
+    ),
+    (
+        "the layers of the model are not expanded; use finetuning_type: lora or freeze",
+        (),
+        "use_llama_pro",
+    ),
+    (
+        "the optimizer is AdamW; remove the line",
+        (),
+        "use_galore use_apollo use_badam use_adam_mini use_muon adafactor optim_args optim_target_modules",
+    ),
+    (
+        "the course of the learning rate is given by lr_scheduler_type, warmup_ratio and learning_rate alone",
+        (),
+        "lr_scheduler_kwargs",
+    ),
+    (
+        "SFT learns by plain cross-entropy; remove the line",
+        (0, 0.0),
+        "use_dft_loss use_asft_loss use_eaft_loss neftune_noise_alpha label_smoothing_factor",
+    ),
+    (
+        "computation is in float32, bfloat16 or float16; set bf16: true on a GPU",
+        (),
+        "fp8",
+    ),
+    (
+        "rows are read into memory; take a part of them with max_samples",
+        (),
+        "streaming",
+    ),
+    (
+        "datasets are read one after the other and shuffled together; set max_samples to even out their sizes",
+        ("concat",),
+        "mix_strategy interleave_probs",
+    ),
+    (
+        "posttrain works on text",
+        (),
+        "visual_inputs train_mm_proj_only",
+    ),
+    (
+        "a run is one process; remove the line, and lower per_device_train_batch_size or "
+        "max_tokens_per_microbatch if memory is short",
+        (),
+        "deepspeed fsdp fsdp_config fsdp_min_num_params fsdp_transformer_layer_cls_to_wrap "
+        "parallelism_config dist_config",
+    ),
+    (
+        "the model is always a causal language model, loaded unquantised",
+        (),
+        "model_class quant_config",
+    ),
+)
+
+
+def _table() -> Iterator[tuple[str, Foreign]]:
+    for sentence, keys in _IGNORED:
+        for key in keys.split():
+            yield key, Foreign(action="ignore", sentence=sentence)
+    for sentence, harmless, keys in _REFUSED:
+        for key in keys.split():
+            yield key, Foreign(action="refuse", sentence=sentence, harmless=harmless)
+
+
+FOREIGN: Mapping[str, Foreign] = dict(_table())
+"""Known keys without a field, by name."""

@@ -1,0 +1,68 @@
+"""Keys of the model and of the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from posttrain.config.options import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model is loaded, with which adapters on it, and in which precision."""
+
+    model_name_or_path: str = option(
+        help="Folder of the base model, or a name that `posttrain model fetch` or the Hugging Face hub knows.",
+        path=True,
+    )
+    adapter_name_or_path: tuple[str, ...] = option(
+        (), help="LoRA adapter folders worn by the base, the innermost first.", path=True
+    )
+    cache_dir: str | None = option(None, help="Where downloaded models are kept.", path=True)
+    model_revision: str = option("main", help="Branch, tag or commit of a model from the hub.")
+    use_fast_tokenizer: bool = option(True, help="Use the tokenizer written in Rust where there is one.")
+    trust_remote_code: bool = option(False, help="Run Python code that a downloaded model brings along.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto",
+        help="Precision of the loaded weights; `auto` takes bf16 or fp16 where asked for on a GPU, else float32.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which rows are read, how they are rendered to tokens, and how they are cut."""
+
+    dataset: tuple[str, ...] = option(
+        (), help="Names in `dataset_info.json`, or paths of .json, .jsonl, .csv or .txt files.", path=True
+    )
+    eval_dataset: tuple[str, ...] = option(
+        (), help="Datasets for evaluation, named like `dataset`; excludes `val_size`.", path=True
+    )
+    dataset_dir: str = option("data", help="Folder that holds `dataset_info.json` and the files it names.", path=True)
+    split: str = option("train", help="Split to take from a dataset that has several.")
+    template: str | None = option(
+        None, help="Chat template for a tokenizer that has none; a tokenizer's own template always comes first."
+    )
+    default_system: str | None = option(None, help="System message for rows that have none.")
+    cutoff_len: int = option(2048, help="Longest row in tokens, prompt and answer together.", minimum=4)
+    train_on_prompt: bool = option(False, help="SFT: learn the prompt tokens too, not only the answers.")
+    mask_history: bool = option(False, help="SFT: learn only the last answer of a conversation.")
+    packing: bool | None = option(
+        None, help="Fill rows up to `cutoff_len` with several documents; null is true in stage pt and false elsewhere."
+    )
+    neat_packing: bool = option(
+        False, help="Packing in which attention stays within each document; switches `packing` on."
+    )
+    max_samples: int | None = option(None, help="Take at most this many rows of each dataset.", minimum=1)
+    val_size: float = option(
+        0.0, help="Rows held out for evaluation: a share below 1, or a whole number of rows.", minimum=0
+    )
+    text_column: str | None = option(
+        None, help="Column with raw text: stage pt reads it as documents, stage sft learns all of its tokens."
+    )
+    group_by_length: bool = option(False, help="Put rows of similar length into the same batch.")
+    overwrite_cache: bool = option(False, help="Accepted for compatibility; rows are encoded anew in every run.")
+    preprocessing_num_workers: int | None = option(
+        None, help="Accepted for compatibility; rows are encoded in one process.", minimum=0
+    )

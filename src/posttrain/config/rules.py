@@ -1,0 +1,215 @@
+"""Rules about several keys at once: what cannot work together, and what works but looks unintended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from posttrain.config.run import KEYS, Command, RunConfig
+
+Finding = tuple[str, str]
+"""A key, and the sentence about it that the loader prefixes with the line on which the key stands."""
+
+_NEEDED: tuple[tuple[str, str, str], ...] = (
+    ("output_dir", "the folder that the run is written to", "output_dir: runs/sft"),
+    ("dataset", "names from dataset_info.json, or paths of data files", "dataset: data/train.jsonl"),
+)
+
+
+def problems(config: RunConfig, command: Command) -> list[Finding]:
+    """What keeps the command from working."""
+    rules = [_numbers]
+    if command == "train":
+        rules += [_required, _stage, _data, _adapters, _ppo, _evaluation, _best_model, _precision]
+    if command == "export":
+        rules += [_export]
+    return [finding for rule in rules for finding in rule(config)]
+
+
+def cautions(config: RunConfig, command: Command) -> list[str]:
+    """What works, and may surprise."""
+    rules: list[Callable[[RunConfig], Iterator[str]]] = [_legacy_export]
+    if command == "train":
+        rules += [_foreign_stage, _sampling, _double_warmup, _save_only]
+    return [sentence for rule in rules for sentence in rule(config)]
+
+
+def _required(config: RunConfig) -> Iterator[Finding]:
+    for key, meaning, example in _NEEDED:
+        if key == "dataset" and config.data.eval_dataset and not config.train.do_train:
+            continue
+        if not config.value(key):
+            yield (
+                key,
+                f"`{key}` is missing: stage {config.method.stage} needs {meaning}; add a line such as `{example}`",
+            )
+    if not (config.train.do_train or config.train.do_eval or config.train.do_predict):
+        yield "do_train", "nothing to do: set `do_train`, `do_eval` or `do_predict` to true"
+
+
+def _stage(config: RunConfig) -> Iterator[Finding]:
+    stage, data = config.method.stage, config.data
+    if stage not in ("pt", "sft") and data.neat_packing:
+        yield "neat_packing", f"`neat_packing` is for stages pt and sft; remove it from stage {stage}"
+    elif stage not in ("pt", "sft") and data.packing:
+        yield "packing", f"`packing` is for stages pt and sft; remove it from stage {stage}"
+    for key in ("train_on_prompt", "mask_history"):
+        if config.value(key) and stage != "sft":
+            yield key, f"`{key}` is for stage sft; remove it from stage {stage}"
+    if data.train_on_prompt and data.mask_history:
+        yield "mask_history", "`mask_history` and `train_on_prompt` contradict each other; keep one"
+    if data.text_column and stage not in ("pt", "sft"):
+        yield "text_column", f"`text_column` is for stages pt and sft; remove it from stage {stage}"
+    if config.method.finetuning_type == "freeze" and config.method.freeze_trainable_layers == 0:
+        yield "freeze_trainable_layers", "`freeze_trainable_layers: 0` would train no layer; give at least 1 or -1"
+
+
+def _data(config: RunConfig) -> Iterator[Finding]:
+    if config.data.val_size and config.data.eval_dataset:
+        yield "val_size", "`val_size` and `eval_dataset` both say what is evaluated on; keep one"
+    if config.data.neat_packing and not config.data.packing:
+        yield "packing", "`packing: false` contradicts `neat_packing: true`; remove one"
+
+
+def _adapters(config: RunConfig) -> Iterator[Finding]:
+    method = config.method
+    if config.model.adapter_name_or_path and method.finetuning_type != "lora":
+        yield (
+            "adapter_name_or_path",
+            f"`adapter_name_or_path` needs finetuning_type: lora, not {method.finetuning_type}; to train all weights "
+            "on top of an adapter, merge it first with `posttrain export` and put the merged folder into "
+            "model_name_or_path",
+        )
+    if method.finetuning_type == "lora" and not method.lora_target:
+        yield "lora_target", "`lora_target` is empty; give `all` or the names of linear layers, such as q_proj,v_proj"
+
+
+def _ppo(config: RunConfig) -> Iterator[Finding]:
+    if config.method.stage != "ppo":
+        return
+    if not config.ppo.reward_model:
+        yield (
+            "reward_model",
+            "`reward_model` is missing: stage ppo needs the folder that stage rm wrote; add a line such as "
+            "`reward_model: runs/rm`",
+        )
+    if config.method.finetuning_type != "lora":
+        yield (
+            "finetuning_type",
+            f"`finetuning_type: {config.method.finetuning_type}` cannot run in stage ppo: actor, reference, reward and "
+            "critic share one frozen backbone and differ by their adapters; use finetuning_type: lora",
+        )
+    if config.method.lora_dropout:
+        yield (
+            "lora_dropout",
+            "`lora_dropout` must be 0 in stage ppo: with dropout the policy that trains is not the one that sampled",
+        )
+    if not config.train.do_train:
+        yield "do_train", "stage ppo needs `do_train: true`; to measure a model use `posttrain eval`"
+
+
+def _numbers(config: RunConfig) -> Iterator[Finding]:
+    data, generation, train = config.data, config.generation, config.train
+    if data.val_size >= 1 and not float(data.val_size).is_integer():
+        yield "val_size", f"`val_size` must be a share below 1 or a whole number of rows, not {data.val_size}"
+    if generation.min_new_tokens > generation.max_new_tokens:
+        yield (
+            "min_new_tokens",
+            f"`min_new_tokens: {generation.min_new_tokens}` is more than `max_new_tokens: {generation.max_new_tokens}`",
+        )
+    if train.max_steps == 0:
+        yield "max_steps", "`max_steps: 0` would train nothing; give a number of steps, or -1 to go by num_train_epochs"
+
+
+def _evaluation(config: RunConfig) -> Iterator[Finding]:
+    if config.data.val_size or config.data.eval_dataset:
+        return
+    advice = "add `val_size: 0.1` to hold rows out, or name an `eval_dataset`"
+    if config.train.eval_strategy != "no":
+        strategy = config.train.eval_strategy
+        yield "eval_strategy", f"`eval_strategy: {strategy}` has no rows to evaluate on; {advice}"
+    elif config.train.do_eval:
+        yield "do_eval", f"`do_eval` has no rows to evaluate on; {advice}"
+
+
+def _best_model(config: RunConfig) -> Iterator[Finding]:
+    train = config.train
+    for key in ("load_best_model_at_end", "early_stopping_steps"):
+        if config.value(key) and train.eval_strategy == "no":
+            yield key, f"`{key}` compares evaluations; set `eval_strategy` to steps or epoch"
+    if not train.load_best_model_at_end or train.eval_strategy == "no":
+        return
+    if train.save_strategy != train.eval_strategy:
+        yield (
+            "load_best_model_at_end",
+            f"`load_best_model_at_end` needs a checkpoint at evaluations; set `save_strategy: {train.eval_strategy}` "
+            f"(it is {train.save_strategy})",
+        )
+    elif train.save_strategy == "steps" and train.save_steps % (train.eval_steps or 1):
+        yield (
+            "save_steps",
+            f"`load_best_model_at_end` needs `save_steps` ({train.save_steps}) to be a multiple of `eval_steps` "
+            f"({train.eval_steps})",
+        )
+
+
+def _precision(config: RunConfig) -> Iterator[Finding]:
+    if config.train.bf16 and config.train.fp16:
+        yield "fp16", "`bf16` and `fp16` exclude each other; keep one"
+    if config.train.gradient_checkpointing and config.train.disable_gradient_checkpointing:
+        yield (
+            "gradient_checkpointing",
+            "`gradient_checkpointing` and `disable_gradient_checkpointing` contradict each other",
+        )
+
+
+def _export(config: RunConfig) -> Iterator[Finding]:
+    if not config.export.export_dir:
+        yield (
+            "export_dir",
+            "`export_dir` is missing: export needs the folder to write; add a line such as `export_dir: merged`",
+        )
+
+
+def _legacy_export(config: RunConfig) -> Iterator[str]:
+    if config.export.export_legacy_format:
+        yield "`export_legacy_format: true` is ignored: weights are always written as safetensors"
+
+
+def _foreign_stage(config: RunConfig) -> Iterator[str]:
+    groups = {"ppo": "ppo", "reward_model": "rm"}
+    for group, stage in groups.items():
+        if config.method.stage == stage:
+            continue
+        changed = [
+            f"`{key.name}`"
+            for key in KEYS.values()
+            if key.group == group and key.name in config.sources and config.value(key.name) != key.default
+        ]
+        if changed:
+            verb = "concerns" if len(changed) == 1 else "concern"
+            yield f"{', '.join(changed)} {verb} stage {stage} and changes nothing in stage {config.method.stage}"
+
+
+def _sampling(config: RunConfig) -> Iterator[str]:
+    if config.method.stage != "ppo":
+        return
+    generation = config.generation
+    neutral = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+    cutting = [f"{key} {config.value(key)}" for key, value in neutral.items() if config.value(key) != value]
+    if not generation.do_sample:
+        yield "`do_sample: false` gives stage ppo one greedy completion per prompt and nothing to explore"
+    elif cutting:
+        yield (
+            f"stage ppo samples with {', '.join(cutting)}, while the policy's own log-probabilities train; the KL "
+            "estimate is biased by what is cut off (leave these keys out to sample from the policy itself)"
+        )
+
+
+def _double_warmup(config: RunConfig) -> Iterator[str]:
+    if config.train.warmup_steps and config.train.warmup_ratio:
+        yield "`warmup_steps` and `warmup_ratio` are both set; `warmup_steps` wins"
+
+
+def _save_only(config: RunConfig) -> Iterator[str]:
+    if config.train.save_only_model and config.train.save_strategy != "no":
+        yield "`save_only_model: true`: an interrupted run cannot be continued from its checkpoints"

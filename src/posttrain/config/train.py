@@ -1,0 +1,75 @@
+"""Keys of a training run: steps, optimizer, saving, evaluation and logs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from posttrain.config.options import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The run: how long, how fast, what is saved and when it is evaluated."""
+
+    output_dir: str = option("", help="Folder of the run; required by `posttrain train`.", path=True)
+    overwrite_output_dir: bool = option(False, help="Start afresh in a folder that holds a run already.")
+    do_train: bool = option(True, help="Train; false where only `do_eval` or `do_predict` is set.")
+    do_eval: bool = option(False, help="Evaluate at the end of the run.")
+    do_predict: bool = option(False, help="Generate completions of the evaluation rows at the end of the run.")
+    per_device_train_batch_size: int = option(8, help="Rows per micro-batch; pairs in stage rm.", minimum=1)
+    per_device_eval_batch_size: int = option(8, help="Rows per batch in evaluation and generation.", minimum=1)
+    gradient_accumulation_steps: int = option(1, help="Micro-batches per optimizer step.", minimum=1)
+    max_tokens_per_microbatch: int | None = option(
+        None,
+        help="Split micro-batches further so that each holds at most this many tokens; changes no result.",
+        minimum=1,
+    )
+    learning_rate: float = option(5e-5, help="Highest learning rate.", minimum=0)
+    num_train_epochs: float = option(3.0, help="Passes over the data.", above=0)
+    max_steps: int = option(-1, help="Stop after this many optimizer steps; -1 goes by epochs.", minimum=-1)
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"] = option(
+        "linear", help="Course of the learning rate after warm-up."
+    )
+    warmup_ratio: float = option(0.0, help="Share of the steps in which the rate rises.", minimum=0, maximum=1)
+    warmup_steps: int = option(0, help="Number of steps in which the rate rises; wins over `warmup_ratio`.", minimum=0)
+    weight_decay: float = option(0.0, help="Decoupled weight decay of AdamW.", minimum=0)
+    adam_beta1: float = option(0.9, help="Decay of Adam's first moment.", minimum=0, below=1)
+    adam_beta2: float = option(0.999, help="Decay of Adam's second moment.", minimum=0, below=1)
+    adam_epsilon: float = option(1e-8, help="Keeps Adam's division finite.", above=0)
+    max_grad_norm: float = option(1.0, help="Clip the gradient to this norm; 0 does not clip.", minimum=0)
+    optim: str = option("adamw_torch", help="Optimizer: AdamW; its other variants are read as `adamw_torch`.")
+    bf16: bool = option(False, help="Compute in bfloat16 where the device can; a CPU computes in float32.")
+    fp16: bool = option(False, help="Compute in float16 where the device can; a CPU computes in float32.")
+    gradient_checkpointing: bool = option(False, help="Recompute activations in the backward pass to save memory.")
+    disable_gradient_checkpointing: bool = option(
+        False, help="Accepted for compatibility; checkpointing is off unless `gradient_checkpointing` is set."
+    )
+    disable_shuffling: bool = option(False, help="Take the rows in their order.")
+    seed: int = option(42, help="Seed of everything random.", minimum=0)
+    data_seed: int | None = option(None, help="Seed of the order of the rows; null is `seed`.", minimum=0)
+    logging_steps: int = option(10, help="Write a line of metrics every so many steps.", minimum=1)
+    logging_first_step: bool = option(False, help="Write metrics of the first step too.")
+    plot_loss: bool = option(False, help="Draw the curves of the run as PNG files.")
+    report_to: tuple[str, ...] = option(("tensorboard",), help="`tensorboard` or `none`.")
+    run_name: str | None = option(None, help="Name of the run in logs; null is the name of `output_dir`.")
+    disable_tqdm: bool = option(False, help="Show no progress bar.")
+    save_strategy: Literal["no", "steps", "epoch"] = option("steps", help="When checkpoints are written.")
+    save_steps: int = option(500, help="Steps between checkpoints.", minimum=1)
+    save_total_limit: int | None = option(None, help="Keep only this many checkpoints.", minimum=1)
+    save_only_model: bool = option(False, help="Write checkpoints without what resuming needs.")
+    resume_from_checkpoint: bool | str | None = option(
+        None, help="true: continue from the newest checkpoint; a folder: from that one.", path=True
+    )
+    eval_strategy: Literal["no", "steps", "epoch"] = option("no", help="When the run is evaluated.")
+    eval_steps: int | None = option(None, help="Steps between evaluations; null is `logging_steps`.", minimum=1)
+    load_best_model_at_end: bool = option(False, help="Keep the best checkpoint and end with it.")
+    metric_for_best_model: str | None = option(
+        None, help="Metric that decides; null is eval_loss, in stage ppo eval_reward."
+    )
+    greater_is_better: bool | None = option(None, help="Whether more is better; null is false for a loss, else true.")
+    early_stopping_steps: int | None = option(
+        None, help="Stop when this many evaluations in a row bring no improvement.", minimum=1
+    )
+    ddp_timeout: int = option(1800, help="Accepted for compatibility; a run is one process.", minimum=0)
+    dataloader_num_workers: int = option(0, help="Accepted for compatibility; batches are made in the run.", minimum=0)

@@ -1,0 +1,153 @@
+"""Values that are written differently elsewhere: read as what they mean here, with a note."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from posttrain.config.foreign import REFUSED_VALUES
+
+Translation = tuple[dict[str, Any], str | None]
+"""The keys and values that a line stands for here, and a sentence about the change."""
+
+
+class RefusalError(ValueError):
+    """A value that is known and not supported; the text completes the sentence "`key: value` ..."."""
+
+
+def translate(key: str, value: object) -> Translation:
+    """What one line of a configuration stands for.
+
+    Raises:
+        RefusalError: the value is known and not supported.
+    """
+    sentence = REFUSED_VALUES.get((key, str(value).strip().lower()))
+    if sentence:
+        raise RefusalError(sentence)
+    reader = _READERS.get(key)
+    return reader(value) if reader else ({key: value}, None)
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return None
+
+
+def _names(value: object) -> list[str]:
+    if isinstance(value, list | tuple):
+        return [str(item).strip() for item in value]
+    # `report_to: no` is YAML for false.
+    return [] if value is None or value is False else [name.strip() for name in str(value).split(",") if name.strip()]
+
+
+def _warmup_steps(value: object) -> Translation:
+    number = _number(value)
+    if number is None or not 0 < number < 1:
+        return {"warmup_steps": value}, None
+    return {"warmup_ratio": number}, (
+        f"`warmup_steps: {value}` is less than one step; taken as a share of the run (warmup_ratio: {value})"
+    )
+
+
+def _pure_bf16(value: object) -> Translation:
+    if str(value).lower() not in ("true", "1"):
+        return {}, None
+    return {"bf16": True}, "`pure_bf16` is read as `bf16: true`; the optimizer keeps float32 weights"
+
+
+def _max_length(value: object) -> Translation:
+    return {"max_new_tokens": value}, (
+        f"`max_length: {value}` is read as `max_new_tokens: {value}`: the limit counts the completion alone"
+    )
+
+
+def _optim(value: object) -> Translation:
+    name = str(value).strip()
+    if name == "adamw_torch":
+        return {"optim": name}, None
+    if "adamw" in name.lower():
+        return {"optim": "adamw_torch"}, f"`optim: {name}` is read as `adamw_torch`: same update, plain float32 states"
+    raise RefusalError("is not supported; the optimizer is AdamW (adamw_torch)")
+
+
+def _report_to(value: object) -> Translation:
+    names = _names(value)
+    if names in ([], ["none"]):
+        return {"report_to": []}, None
+    if set(names) <= {"tensorboard"}:
+        return {"report_to": ["tensorboard"]}, None
+    others = ", ".join(name for name in names if name != "tensorboard")
+    return {"report_to": ["tensorboard"]}, (
+        f"`report_to: {others}` is read as tensorboard; the same figures are in trainer_log.jsonl"
+    )
+
+
+def _sampling_strategy(value: object) -> Translation:
+    name = str(value).strip().lower()
+    meaning: dict[str, dict[str, Any]] = {
+        "random": {},
+        "sequential": {"disable_shuffling": True},
+        "group_by_length": {"group_by_length": True},
+    }
+    if name not in meaning:
+        raise RefusalError("is not one of random, sequential, group_by_length")
+    written = ", ".join(f"{key}: true" for key in meaning[name]) or "the order that is shuffled anyway"
+    return meaning[name], f"`train_sampling_strategy: {value}` is read as {written}"
+
+
+def _beams(value: object) -> Translation:
+    if value is None or _number(value) == 1:
+        return {"num_beams": 1}, None
+    raise RefusalError("is not supported; completions are sampled, or greedy with do_sample: false, so set it to 1")
+
+
+def _eval_beams(key: str) -> Callable[[object], Translation]:
+    def read(value: object) -> Translation:
+        _beams(value)
+        return {}, f"`{key}` is ignored: completions are sampled, not searched"
+
+    return read
+
+
+def _generation_max_length(value: object) -> Translation:
+    if value is None:
+        return {}, None
+    return {"max_new_tokens": value}, f"`generation_max_length: {value}` is read as `max_new_tokens: {value}`"
+
+
+def _additional_target(value: object) -> Translation:
+    if _names(value) and _names(value) != ["none"]:
+        raise RefusalError(
+            "is not supported: only the adapters train; to train other modules use finetuning_type: freeze"
+        )
+    return {"additional_target": []}, None
+
+
+def _task(value: object) -> Translation:
+    name = str(value).strip().lower()
+    if any(exam in name for exam in ("mmlu", "ceval", "cmmlu")):
+        raise RefusalError("is a question set that posttrain does not have; run lm-eval on the exported folder")
+    return {"task": value}, None
+
+
+_READERS: Mapping[str, Callable[[object], Translation]] = {
+    "warmup_steps": _warmup_steps,
+    "pure_bf16": _pure_bf16,
+    "max_length": _max_length,
+    "optim": _optim,
+    "report_to": _report_to,
+    "train_sampling_strategy": _sampling_strategy,
+    "num_beams": _beams,
+    "eval_num_beams": _eval_beams("eval_num_beams"),
+    "generation_num_beams": _eval_beams("generation_num_beams"),
+    "generation_max_length": _generation_max_length,
+    "additional_target": _additional_target,
+    "task": _task,
+}
+
+TRANSLATED = frozenset(_READERS)
+"""Keys whose values are read by this module; some of them have no field of their own."""
