@@ -99,7 +99,7 @@ class PromptExample:
 Example = TextExample | ChatExample | PairExample | PromptExample
 
 
-class UnusableRow(Exception):
+class UnusableRowError(Exception):
     """A well-formed row that cannot train; ``reason`` is counted in the report."""
 
     def __init__(self, reason: str) -> None:
@@ -141,7 +141,7 @@ def text_example(row: Mapping[str, Any], layout: Layout, where: str, text_column
 
     Raises:
         UserError: if there is no such column or it holds no text.
-        UnusableRow: if the document is blank.
+        UnusableRowError: if the document is blank.
     """
     column = text_column or ("text" if "text" in row else None)
     if column is None and "response" not in layout.columns:
@@ -153,7 +153,7 @@ def text_example(row: Mapping[str, Any], layout: Layout, where: str, text_column
         )
     text = _text(row, column, where)
     if not text.strip():
-        raise UnusableRow("empty text")
+        raise UnusableRowError("empty text")
     return TextExample(text=text, where=where)
 
 
@@ -162,16 +162,17 @@ def chat_example(row: Mapping[str, Any], layout: Layout, where: str) -> ChatExam
 
     Raises:
         UserError: if a column is missing or malformed.
-        UnusableRow: if every answer is empty.
+        UnusableRowError: if every answer is empty.
     """
+    if "text" in row and layout.columns.get("prompt") == "text" and "response" not in layout.columns:
+        raise UserError(f"{where}: plain text, not a chat; to learn all of it set `text_column: text`")
+    messages = _prompt(row, layout, where)
     if "chosen" in layout.columns:
-        pair = pair_example(row, layout, where)
-        messages = (*pair.prompt, Message("assistant", pair.chosen))
-    else:
-        messages = _messages(row, layout, where)
-        if layout.formatting == "alpaca":
-            column = layout.columns.get("response", "output")
-            messages = (*messages, Message("assistant", _text(row, column, where)))
+        name = layout.columns["chosen"]
+        messages = (*messages, _answer(_value(row, name, where), layout, where, name)[-1])
+    elif layout.formatting == "alpaca":
+        column = layout.columns.get("response", "output")
+        messages = (*messages, Message("assistant", _text(row, column, where)))
     while messages and messages[-1].role != "assistant":
         messages = messages[:-1]
     if not messages:
@@ -179,7 +180,7 @@ def chat_example(row: Mapping[str, Any], layout: Layout, where: str) -> ChatExam
     if len(messages) == 1 or all(m.role in ("system", "assistant") for m in messages):
         raise UserError(f"{where}: no user message before the assistant's answer")
     if not any(m.content for m in messages if m.role == "assistant"):
-        raise UnusableRow("empty answer")
+        raise UnusableRowError("empty answer")
     return ChatExample(messages=messages, where=where)
 
 
@@ -193,23 +194,17 @@ def pair_example(
 
     Raises:
         UserError: if a column is missing or malformed.
-        UnusableRow: if both answers are the same, or answer different prompts.
+        UnusableRowError: if both answers are the same, or answer different prompts.
     """
     chosen, rejected = _two_answers(row, layout, where)
-    has_prompt = "messages" in layout.columns or "prompt" in layout.columns
-    prompt: Messages = _messages(row, layout, where) if has_prompt else ()
     sides = [_answer(side, layout, where, name) for side, name in ((chosen, "chosen"), (rejected, "rejected"))]
-    if not has_prompt:
-        starts = [messages[:-1] for messages in sides]
-        if not starts[0] and not starts[1]:
-            raise UserError(f"{where}: no prompt beside `chosen` and `rejected` (found: {_keys(row)})")
-        if starts[0] != starts[1]:
-            raise UnusableRow("chosen and rejected answer different prompts")
-        prompt = starts[0]
+    prompt = _prompt(row, layout, where)
+    if not _has_prompt(layout) and sides[0][:-1] != sides[1][:-1]:
+        raise UnusableRowError("chosen and rejected answer different prompts")
     if not prompt or prompt[-1].role == "assistant":
         raise UserError(f"{where}: the prompt of a preference pair must end with a user message")
     if sides[0][-1].content == sides[1][-1].content:
-        raise UnusableRow("chosen equals rejected")
+        raise UnusableRowError("chosen equals rejected")
     margin = row.get(margin_column) if margin_column else None
     if margin is not None:
         try:
@@ -228,10 +223,7 @@ def prompt_example(row: Mapping[str, Any], layout: Layout, where: str) -> Prompt
         UserError: if a column is missing or malformed, or there is no user message.
     """
     extras = {key: value for key, value in row.items() if key not in _prompt_columns(layout)}
-    if "messages" in layout.columns or "prompt" in layout.columns:
-        messages = _messages(row, layout, where)
-    else:
-        messages = pair_example(row, layout, where).prompt
+    messages = _prompt(row, layout, where)
     if messages and messages[-1].role == "assistant":
         extras.setdefault("reference", messages[-1].content)
         messages = messages[:-1]
@@ -240,6 +232,21 @@ def prompt_example(row: Mapping[str, Any], layout: Layout, where: str) -> Prompt
     if not any(m.role == "user" for m in messages):
         raise UserError(f"{where}: no user message to answer")
     return PromptExample(prompt=messages, extras=extras, where=where)
+
+
+def _has_prompt(layout: Layout) -> bool:
+    return "messages" in layout.columns or "prompt" in layout.columns
+
+
+def _prompt(row: Mapping[str, Any], layout: Layout, where: str) -> Messages:
+    """The row's messages before its answers; without a column of their own, those that begin the chosen side."""
+    if _has_prompt(layout):
+        return _messages(row, layout, where)
+    name = layout.columns.get("chosen", "chosen")
+    start = _answer(_value(row, name, where), layout, where, name)[:-1]
+    if not start:
+        raise UserError(f"{where}: no prompt beside {name!r} (found: {_keys(row)})")
+    return start
 
 
 def _prompt_columns(layout: Layout) -> set[str]:
@@ -272,7 +279,7 @@ def _messages(row: Mapping[str, Any], layout: Layout, where: str) -> Messages:
         parts.append(_text(row, query, where))
     content = "\n".join(part for part in parts if part)
     if not content:
-        raise UnusableRow("empty prompt")
+        raise UnusableRowError("empty prompt")
     return (*messages, Message("user", content))
 
 
@@ -313,7 +320,7 @@ def _answer(value: Any, layout: Layout, where: str, name: str) -> Messages:
         messages: Messages = (_message(value, layout, where),)
     elif isinstance(value, list):
         messages = _message_list(value, layout, where)
-    elif isinstance(value, str) and "prompt" not in layout.columns and "messages" not in layout.columns:
+    elif isinstance(value, str) and not _has_prompt(layout):
         messages = _transcript(value)
     elif isinstance(value, str):
         messages = (Message("assistant", value),)

@@ -17,7 +17,7 @@ from posttrain.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Formats of plain text: they are meant as written even where the tokenizer has a template of its own.
+# Formats of plain text, which belong to no model.
 PLAIN = ("alpaca", "default", "empty", "vicuna")
 # Model families: the tokenizer's own template is the authority, a file here serves tokenizers without one.
 FAMILIES = (
@@ -55,6 +55,7 @@ class Template:
         end_of_turn: token ids that close an answer; at least one. stop_token_ids: ids that end a generation.
         pad_id: the padding token; end of sequence where the tokenizer has none (masks come from lengths).
         fingerprint: changes when the same chat would be rendered differently.
+        note: a sentence for the user where ``name`` was not taken literally, else "".
     """
 
     def __init__(
@@ -64,6 +65,9 @@ class Template:
         self.name = name
         self.default_system = default_system
         self.chat_template = resolve_chat_template(tokenizer, name)
+        self.note = ""
+        if name in PLAIN and _own_template(tokenizer):
+            self.note = f"template {name!r} is not used: the tokenizer has a chat template of its own"
         self._header, self._closing = self._probe()
         self.end_of_turn = self._end_of_turn()
         eos = tokenizer.eos_token_id
@@ -129,7 +133,8 @@ class Template:
         mark = "\ue000"
         while any(mark in message.content for message in messages):
             mark += "\ue000"
-        marked, answers = [], []
+        marked: list[Message] = []
+        answers: list[str] = []
         for message in messages:
             if message.role == "assistant":
                 marked.append(Message("assistant", f"{mark}{len(answers)}\ue001"))
@@ -153,7 +158,7 @@ class Template:
         text = text.removeprefix(self._closing)
         # Tokenised behind the end of turn, as it stands there: SentencePiece treats the start of a text differently.
         last = self.end_of_turn[-1]
-        ids = self.tokens(self.tokenizer.convert_ids_to_tokens(last) + text)
+        ids = self.tokens(f"{self.tokenizer.convert_ids_to_tokens(last)}{text}")
         return ids[1:] if ids and ids[0] == last else self.tokens(text)
 
     def _with_system(self, messages: Sequence[Message]) -> list[Message]:
@@ -177,9 +182,9 @@ class Template:
         """(header that the template writes before answers but not as a generation prompt, text after an answer)."""
         mark = "\ue000probe\ue001"
         question = self._with_system([Message("user", "?")])
-        before, found, after = self._render(
-            [*question, Message("assistant", mark)], generation_prompt=False
-        ).partition(mark)
+        before, found, after = self._render([*question, Message("assistant", mark)], generation_prompt=False).partition(
+            mark
+        )
         if not found:
             raise UserError("the chat template does not render assistant messages")
         silent, prompted = self._render(question, generation_prompt=False), self._render(question)
@@ -194,7 +199,7 @@ class Template:
         if found:
             start, _, token = min(found)
             self._closing = after[: start + len(token)]
-            last = self.tokenizer.convert_tokens_to_ids(token)
+            last: Any = self.tokenizer.convert_tokens_to_ids(token)
         else:
             start, last = len(after), self.tokenizer.eos_token_id
             if last is None:
@@ -205,17 +210,15 @@ class Template:
 def resolve_chat_template(tokenizer: PreTrainedTokenizerBase, name: str | None) -> str:
     """The jinja text that ``name`` stands for with this tokenizer.
 
-    Plain-text formats (alpaca, default, empty, vicuna) are taken as named. Names of model families mean the
-    tokenizer's own template, and the shipped one where it has none.
+    The tokenizer's own template where it has one, whatever the name; else the shipped one of that name.
 
     Raises:
         UserError: unknown name, or no template to be had.
     """
-    own: Any = tokenizer.chat_template
-    own = own.get("default") if isinstance(own, dict) else own
+    own = _own_template(tokenizer)
     if name is None:
         if own:
-            return str(own)
+            return own
         raise UserError(
             f"the tokenizer has no chat template: set `template` to one of {', '.join(shipped_templates())} "
             "(`empty` joins the texts as they are)"
@@ -225,14 +228,20 @@ def resolve_chat_template(tokenizer: PreTrainedTokenizerBase, name: str | None) 
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(known))}."
         raise UserError(f"unknown template {name!r}: {hint} Without `template` the tokenizer's own is used.")
-    if own and name not in PLAIN:
-        return str(own)
+    if own:
+        return own
     if name not in shipped_templates():
         raise UserError(
             f"template {name!r} is the tokenizer's own, but this tokenizer has none: set `template` to one of "
             f"{', '.join(shipped_templates())}"
         )
     return (resources.files("posttrain.data") / "templates" / f"{name}.jinja").read_text(encoding="utf-8").rstrip("\n")
+
+
+def _own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    own: Any = tokenizer.chat_template
+    own = own.get("default") if isinstance(own, dict) else own
+    return str(own) if own else None
 
 
 def shipped_templates() -> tuple[str, ...]:

@@ -1,0 +1,114 @@
+"""Encoded rows -> right-padded batches, and the order in which an epoch visits them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence, Sized
+
+import torch
+
+from posttrain.data.encode import EncodedPair
+from posttrain.data.template import EncodedRow
+from posttrain.types import Batch, PreferenceBatch
+
+# Rows sorted by length at a time, in batches: enough to find neighbours, few enough to stay random.
+_SORTED_BATCHES = 50
+
+
+def collate(rows: Sequence[EncodedRow], pad_id: int) -> Batch:
+    """One right-padded batch; masks come from lengths, never from token ids.
+
+    Args:
+        rows: B rows, at least one.
+        pad_id: fills ``input_ids`` behind each row.
+
+    Returns:
+        The batch, as wide as its longest row.
+
+    Raises:
+        ValueError: if there are no rows.
+    """
+    return Batch(**_columns(rows, pad_id))
+
+
+def collate_pairs(pairs: Sequence[EncodedPair], pad_id: int) -> PreferenceBatch:
+    """One right-padded batch of P pairs: row 2i chosen, row 2i + 1 its rejected.
+
+    Margins are None when no pair has one; a pair without counts as 0 beside others that have one.
+
+    Raises:
+        ValueError: if there are no pairs.
+    """
+    rows = [row for pair in pairs for row in (pair.chosen, pair.rejected)]
+    margins = None
+    if any(pair.margin is not None for pair in pairs):
+        margins = torch.tensor([pair.margin or 0.0 for pair in pairs], dtype=torch.float32)
+    return PreferenceBatch(**_columns(rows, pad_id), margins=margins)
+
+
+def epoch_order(
+    n: int,
+    *,
+    seed: int,
+    epoch: int,
+    shuffle: bool = True,
+    lengths: Sequence[int] | None = None,
+    group_by_length: bool = False,
+    batch_size: int = 1,
+) -> list[int]:
+    """The order of one epoch: a function of its arguments only, so a resumed run continues in it.
+
+    Args:
+        n: number of rows (or pairs).
+        seed, epoch: choose the permutation.
+        shuffle: False visits rows as they are (grouped rows: longest first).
+        lengths: [n] tokens of each row; needed to group.
+        group_by_length: put rows of similar length into the same batch; the longest row's batch comes first, so
+            that memory runs out at once or not at all, and a smaller last batch stays last.
+        batch_size: rows per batch.
+
+    Returns:
+        A permutation of 0 .. n - 1.
+
+    Raises:
+        ValueError: if rows are to be grouped without n lengths.
+    """
+    chance = random.Random(f"{seed}:{epoch}")
+    order = list(range(n))
+    if shuffle:
+        chance.shuffle(order)
+    if not group_by_length or n == 0:
+        return order
+    if lengths is None or len(lengths) != n:
+        raise ValueError("grouping by length needs one length per row")
+    window = max(1, batch_size * _SORTED_BATCHES) if shuffle else n
+    batches: list[list[int]] = []
+    for start in range(0, n, window):
+        near = sorted(order[start : start + window], key=lambda i: lengths[i], reverse=True)
+        batches += [near[i : i + batch_size] for i in range(0, len(near), batch_size)]
+    last = [batches.pop()] if len(batches[-1]) < batch_size else []
+    if shuffle:
+        chance.shuffle(batches)
+    if batches:
+        longest = max(range(len(batches)), key=lambda b: lengths[batches[b][0]])
+        batches.insert(0, batches.pop(longest))
+    return [i for batch in batches + last for i in batch]
+
+
+def lengths_of(rows: Sequence[Sized]) -> list[int]:
+    """Tokens of each row; of a pair, those of its longer side."""
+    return [len(row) for row in rows]
+
+
+def _columns(rows: Sequence[EncodedRow], pad_id: int) -> dict[str, torch.Tensor]:
+    if not rows:
+        raise ValueError("a batch needs at least one row")
+    lengths = torch.tensor([len(row) for row in rows])
+    width = int(lengths.max())
+    input_ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    loss_mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        input_ids[i, : len(row)] = torch.tensor(row.input_ids, dtype=torch.long)
+        loss_mask[i, : len(row)] = torch.tensor(row.loss_mask, dtype=torch.bool)
+    attention_mask = torch.arange(width)[None, :] < lengths[:, None]  # [B, T]
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "loss_mask": loss_mask}

@@ -1,0 +1,244 @@
+"""The room's front door: datasets named in the configuration -> encoded splits for one stage."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from posttrain.data import encode
+from posttrain.data.encode import EncodedPair, EncodedPrompt, Report
+from posttrain.data.formats import (
+    ChatExample,
+    Example,
+    Layout,
+    PairExample,
+    PromptExample,
+    TextExample,
+    UnusableRowError,
+    chat_example,
+    guess_layout,
+    pair_example,
+    prompt_example,
+    text_example,
+)
+from posttrain.data.sources import read_rows, resolve_dataset
+from posttrain.data.template import EncodedRow, Template
+from posttrain.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from posttrain.config import DataConfig
+
+Stage = Literal["pt", "sft", "rm", "ppo"]
+Encoded = EncodedRow | EncodedPair | EncodedPrompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """What a stage trains on and is evaluated on: rows (pt, sft), pairs (rm) or prompts (ppo).
+
+    Attributes:
+        train, validation: encoded rows; ``validation`` is empty where none was asked for.
+        report: account of the training rows. validation_report: of the others, None where there are none.
+        template: how chats were rendered; None for plain documents.
+    """
+
+    train: list[Any]
+    validation: list[Any]
+    report: Report
+    validation_report: Report | None = None
+    template: Template | None = None
+
+
+def load_dataset(
+    data: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    stage: Stage,
+    *,
+    seed: int = 42,
+    margin_column: str | None = "margin",
+    template: Template | None = None,
+) -> Splits:
+    """Read, split, render and cut the datasets of ``data`` for one stage.
+
+    Args:
+        data: which datasets, and how to cut and split them.
+        tokenizer: the model's.
+        stage: pt -> EncodedRow of joined documents (packing, the default), or of single ones (neat_packing, or
+            packing off); sft -> EncodedRow, of chats, or of documents with ``text_column``; rm -> EncodedPair;
+            ppo -> EncodedPrompt.
+        seed: chooses the validation rows.
+        margin_column: rm: by how much chosen should win, where a row says so.
+        template: made from ``data`` if not given.
+
+    Raises:
+        UserError: bad data; the message names file, row and column. Also when no row is left.
+    """
+    if not data.dataset:
+        raise UserError("no `dataset`: name an entry of dataset_info.json or the path of a data file")
+    on_text = stage == "pt" or (stage == "sft" and data.text_column is not None)
+    if not on_text and template is None:
+        template = Template(tokenizer, data.template, data.default_system)
+    report, validation_report = Report(), Report()
+    examples = read_examples(data.dataset, data, stage, report, margin_column=margin_column)
+    if data.eval_dataset:
+        held_out = read_examples(data.eval_dataset, data, stage, validation_report, margin_column=margin_column)
+    else:
+        examples, held_out = hold_out(examples, data.val_size, seed)
+        report.rows_read -= len(held_out)
+        validation_report.rows_read = len(held_out)
+    train = encode_examples(examples, tokenizer, template, data, stage, report)
+    validation: list[Any] = []
+    if held_out or data.eval_dataset:
+        validation = encode_examples(held_out, tokenizer, template, data, stage, validation_report)
+    return Splits(
+        train=train,
+        validation=validation,
+        report=report,
+        validation_report=validation_report if validation else None,
+        template=None if on_text else template,
+    )
+
+
+def read_examples(
+    names: Iterable[str], data: DataConfig, stage: Stage, report: Report, *, margin_column: str | None = "margin"
+) -> list[Example]:
+    """The examples of several datasets, one after the other; rows that cannot train are counted in ``report``."""
+    examples: list[Example] = []
+    for name in names:
+        spec = resolve_dataset(name, data.dataset_dir)
+        rows = read_rows(spec.path, name=name, split=data.split)
+        limits = [limit for limit in (spec.num_samples, data.max_samples) if limit is not None]
+        rows = rows[: min(limits, default=len(rows))]
+        named = stage in ("pt", "sft") and data.text_column is not None
+        layout = spec.layout or (Layout() if named else guess_layout(rows[0], f"{spec.path}, row 1"))
+        make = _maker(layout, stage, data.text_column, margin_column)
+        for number, row in enumerate(rows, start=1):
+            where = f"{spec.path}, row {number}"
+            report.rows_read += 1
+            try:
+                examples.append(make(row, where))
+            except UnusableRowError as unusable:
+                report.drop(unusable.reason, where)
+    return examples
+
+
+def hold_out(examples: Sequence[Example], val_size: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """Split off validation examples, the same ones for the same seed; both parts keep their order.
+
+    Args:
+        examples: n examples.
+        val_size: a number of examples if at least 1, else a share of them (at least one if above 0).
+        seed: chooses which.
+
+    Raises:
+        UserError: if nothing would be left to train on.
+    """
+    if val_size <= 0:
+        return list(examples), []
+    n = len(examples)
+    count = int(val_size) if val_size >= 1 else max(1, round(n * val_size))
+    if count >= n:
+        raise UserError(f"val_size {val_size:g} leaves nothing to train on: there are only {n} usable rows")
+    chosen = set(random.Random(f"validation:{seed}").sample(range(n), count))
+    return [e for i, e in enumerate(examples) if i not in chosen], [examples[i] for i in sorted(chosen)]
+
+
+def encode_examples(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template | None,
+    data: DataConfig,
+    stage: Stage,
+    report: Report,
+) -> list[Any]:
+    """Examples as encoded rows; the account is added to ``report``.
+
+    Raises:
+        UserError: if no row is left.
+    """
+    if stage == "pt":
+        rows: list[Any] = _documents(examples, tokenizer, data, report)
+    else:
+        rows = []
+        for example in examples:
+            try:
+                row, cut, closed = _encode(example, tokenizer, template, data)
+            except UnusableRowError as unusable:
+                report.drop(unusable.reason, example.where)
+                continue
+            except UserError as error:
+                raise UserError(f"{example.where}: {error}") from error
+            rows.append(row)
+            report.kept += 1
+            report.truncated += cut
+            report.end_of_turn_kept += closed
+    if not rows:
+        if not report.dropped:
+            raise UserError("no row is left to use: the dataset is empty")
+        reason, count = report.dropped.most_common(1)[0]
+        fix = f" Raise cutoff_len (now {data.cutoff_len})." if encode.TOO_LONG in reason else ""
+        raise UserError(
+            f"no row is left to use: {count} dropped: {reason} (first: {report.first_dropped[reason]}).{fix}"
+        )
+    return rows
+
+
+def _maker(
+    layout: Layout, stage: Stage, text_column: str | None, margin_column: str | None
+) -> Callable[[dict[str, Any], str], Example]:
+    if stage == "pt" or (stage == "sft" and text_column is not None):
+        return lambda row, where: text_example(row, layout, where, text_column)
+    if stage == "sft":
+        return lambda row, where: chat_example(row, layout, where)
+    if stage == "rm":
+        return lambda row, where: pair_example(row, layout, where, margin_column)
+    return lambda row, where: prompt_example(row, layout, where)
+
+
+def _encode(
+    example: Example, tokenizer: PreTrainedTokenizerBase, template: Template | None, data: DataConfig
+) -> tuple[Encoded, bool, bool]:
+    """(encoded, was it cut, does it end with its end-of-turn token)."""
+    if isinstance(example, TextExample):
+        ids = encode.encode_text(example, tokenizer)
+        if len(ids) < 2:
+            raise UnusableRowError("fewer than two tokens")
+        return encode.row_of_text(ids[: data.cutoff_len]), len(ids) > data.cutoff_len, False
+    assert template is not None
+    if isinstance(example, PromptExample):
+        return encode.encode_prompt(example, template, data.cutoff_len), False, False
+    if isinstance(example, PairExample):
+        pair, cut = encode.encode_pair(example, template, data.cutoff_len)
+        return pair, cut, all(_is_closed(row, template) for row in (pair.chosen, pair.rejected))
+    assert isinstance(example, ChatExample)
+    row, cut = encode.encode_chat(
+        example,
+        template,
+        data.cutoff_len,
+        train_on_prompt=data.train_on_prompt,
+        mask_history=data.mask_history,
+    )
+    return row, cut, _is_closed(row, template)
+
+
+def _is_closed(row: EncodedRow, template: Template) -> bool:
+    closing = list(template.end_of_turn)
+    return row.input_ids[-len(closing) :] == closing and row.loss_mask[-1]
+
+
+def _documents(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, data: DataConfig, report: Report
+) -> list[EncodedRow]:
+    documents = [encode.encode_text(example, tokenizer) for example in examples if isinstance(example, TextExample)]
+    report.kept += len(documents)
+    separator = tokenizer.eos_token_id
+    if data.neat_packing or data.packing is False:
+        rows = [row for ids in documents for row in encode.blocks([ids], data.cutoff_len)]
+    else:
+        rows = encode.blocks(documents, data.cutoff_len, separator)
+    report.sequences = len(rows)
+    return rows

@@ -1,0 +1,263 @@
+"""Examples -> encoded rows no longer than the cut-off, with an account of what was cut and dropped."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from posttrain.data.formats import (
+    ChatExample,
+    Message,
+    Messages,
+    PairExample,
+    PromptExample,
+    TextExample,
+    UnusableRowError,
+)
+from posttrain.data.template import EncodedRow, Template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TOO_LONG = "longer than cutoff_len"
+_SMALLEST_ROOM = 4
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPair:
+    """Two sequences with the same prompt; answers and ends of turn in the loss masks."""
+
+    chosen: EncodedRow
+    rejected: EncodedRow
+    margin: float | None = None
+
+    def __len__(self) -> int:
+        return max(len(self.chosen), len(self.rejected))
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """A prompt ready to be continued.
+
+    Attributes:
+        input_ids: [T]. text: the rendered prompt. messages: the chat it renders. extras: other columns of its row.
+    """
+
+    input_ids: list[int]
+    text: str
+    messages: Messages = ()
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass(kw_only=True)
+class Report:
+    """What became of the rows that were read.
+
+    Attributes:
+        rows_read, kept: rows in, rows out (for packed documents: documents). truncated: kept, but cut to the cut-off.
+        dropped: reason -> rows. first_dropped: reason -> where its first row stands.
+        end_of_turn_kept: kept rows that end with their end-of-turn token (pairs: both sides).
+        sequences: sequences to train on, where documents were packed into blocks.
+    """
+
+    rows_read: int = 0
+    kept: int = 0
+    truncated: int = 0
+    end_of_turn_kept: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    first_dropped: dict[str, str] = field(default_factory=dict)
+    sequences: int | None = None
+
+    def drop(self, reason: str, where: str) -> None:
+        """Count one dropped row."""
+        self.dropped[reason] += 1
+        self.first_dropped.setdefault(reason, where)
+
+    def sentence(self) -> str:
+        """The account in one line."""
+        parts = [f"read {self.rows_read} rows, kept {self.kept}"]
+        if self.sequences is not None:
+            parts.append(f"as {self.sequences} sequences")
+        if self.truncated:
+            parts.append(f"{self.truncated} cut to cutoff_len")
+        if self.end_of_turn_kept:
+            parts.append(f"{self.end_of_turn_kept} end with their end-of-turn token")
+        for reason, count in self.dropped.most_common():
+            parts.append(f"dropped {count}: {reason} (first: {self.first_dropped[reason]})")
+        return "; ".join(parts)
+
+    def __str__(self) -> str:
+        return self.sentence()
+
+
+def encode_chat(
+    example: ChatExample,
+    template: Template,
+    cutoff_len: int,
+    *,
+    train_on_prompt: bool = False,
+    mask_history: bool = False,
+) -> tuple[EncodedRow, bool]:
+    """One chat as a row of at most ``cutoff_len`` tokens.
+
+    What does not fit goes in this order: the oldest exchanges, the middle of the longest user message (down to a
+    quarter of the room), the end of the answer. Template and end of turn always stay.
+
+    Returns:
+        (row, was it cut).
+
+    Raises:
+        UnusableRowError: if the template alone does not fit.
+    """
+    messages = example.messages
+    row = template.encode_chat(messages, train_on_prompt=train_on_prompt, mask_history=mask_history)
+    cut = False
+    while len(row) > cutoff_len and (shorter := _without_oldest_exchange(messages)) is not None:
+        messages, cut = shorter, True
+        row = template.encode_chat(messages, train_on_prompt=train_on_prompt, mask_history=mask_history)
+    if len(row) <= cutoff_len:
+        return row, cut
+    prompt_ids = _fit_prompt(messages[:-1], [messages[-1].content], template, cutoff_len)
+    return _exchange(prompt_ids, messages[-1].content, cutoff_len, template, train_on_prompt=train_on_prompt), True
+
+
+def encode_pair(example: PairExample, template: Template, cutoff_len: int) -> tuple[EncodedPair, bool]:
+    """One preference pair, both sides cut the same way to at most ``cutoff_len`` tokens.
+
+    Returns:
+        (pair, was it cut); the prompt's tokens are the same on both sides.
+
+    Raises:
+        UnusableRowError: if the template alone does not fit, or cutting made both sides the same.
+    """
+    prompt, answers = example.prompt, [example.chosen, example.rejected]
+    longest = max(len(template.encode_answer(answer)) for answer in answers)
+    prompt_ids, cut = template.encode_prompt(prompt), False
+    while len(prompt_ids) + longest > cutoff_len and (shorter := _without_oldest_exchange(prompt)) is not None:
+        prompt, cut = shorter, True
+        prompt_ids = template.encode_prompt(prompt)
+    if len(prompt_ids) + longest > cutoff_len:
+        prompt_ids, cut = _fit_prompt(prompt, answers, template, cutoff_len), True
+    chosen, rejected = (_exchange(prompt_ids, answer, cutoff_len, template) for answer in answers)
+    if chosen.input_ids == rejected.input_ids:
+        raise UnusableRowError(
+            "chosen equals rejected after cutting to cutoff_len" if cut else "chosen equals rejected"
+        )
+    return EncodedPair(chosen, rejected, example.margin), cut
+
+
+def encode_prompt(example: PromptExample, template: Template, cutoff_len: int) -> EncodedPrompt:
+    """One prompt to be continued; never cut, as an answer to half a question teaches nothing.
+
+    Raises:
+        UnusableRowError: if it is longer than ``cutoff_len``.
+    """
+    input_ids = template.encode_prompt(example.prompt)
+    if len(input_ids) > cutoff_len:
+        raise UnusableRowError(f"prompt {TOO_LONG}")
+    return EncodedPrompt(input_ids, template.prompt_text(example.prompt), example.prompt, example.extras)
+
+
+def encode_text(example: TextExample, tokenizer: PreTrainedTokenizerBase, cutoff_len: int | None = None) -> list[int]:
+    """A document's token ids: as the tokenizer begins a text (BOS where it does), closed by end of sequence.
+
+    A document longer than ``cutoff_len`` is cut, without an end of sequence, as it does not end there.
+    """
+    ids = list(tokenizer(example.text, add_special_tokens=False, verbose=False)["input_ids"])
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if bos is not None and list(tokenizer("")["input_ids"])[:1] == [bos] and ids[:1] != [bos]:
+        ids.insert(0, bos)
+    if eos is not None and ids[-1:] != [eos]:
+        ids.append(eos)
+    return ids if cutoff_len is None else ids[:cutoff_len]
+
+
+def row_of_text(ids: Sequence[int]) -> EncodedRow:
+    """A row in which every token trains (the first has nothing before it to be predicted from)."""
+    return EncodedRow(list(ids), [False] + [True] * (len(ids) - 1))
+
+
+def blocks(documents: Iterable[Sequence[int]], block_size: int, separator: int | None = None) -> list[EncodedRow]:
+    """Documents joined and cut into blocks; the remainder stays as a last, shorter block.
+
+    Args:
+        documents: token ids of each.
+        block_size: tokens per block, at least 2.
+        separator: put between documents that do not end with it already.
+
+    Returns:
+        Rows in which every token trains but the first; a last block of one token, which cannot train, is left out.
+
+    Raises:
+        ValueError: if ``block_size`` < 2.
+    """
+    if block_size < 2:
+        raise ValueError("a block needs at least two tokens")
+    stream: list[int] = []
+    for ids in documents:
+        if separator is not None and stream and stream[-1] != separator:
+            stream.append(separator)
+        stream += ids
+    cuts = (stream[i : i + block_size] for i in range(0, len(stream), block_size))
+    return [row_of_text(ids) for ids in cuts if len(ids) > 1]
+
+
+def _without_oldest_exchange(messages: Messages) -> Messages | None:
+    """The chat without its first user..assistant exchange; None if only one is left."""
+    start = 1 if messages and messages[0].role == "system" else 0
+    for i in range(start, len(messages) - 1):
+        if messages[i].role == "assistant" and messages[i + 1].role != "assistant":
+            return (*messages[:start], *messages[i + 1 :])
+    return None
+
+
+def _fit_prompt(prompt: Messages, answers: Sequence[str], template: Template, cutoff_len: int) -> list[int]:
+    """Prompt tokens with the middle of the longest user message cut, as far as the answers need its room."""
+    target = max(
+        (i for i, message in enumerate(prompt) if message.role in ("user", "tool")),
+        key=lambda i: len(prompt[i].content),
+        default=None,
+    )
+    if target is None:
+        raise UnusableRowError(f"system prompt {TOO_LONG}")
+    content = template.tokens(prompt[target].content)
+    prompt_ids = template.encode_prompt(prompt)
+    closing = len(template.end_of_turn)
+    room = cutoff_len - (len(prompt_ids) - len(content)) - closing
+    if room < _SMALLEST_ROOM:
+        raise UnusableRowError(f"chat template and system prompt alone {TOO_LONG}")
+    longest = max(len(template.tokens(answer)) for answer in answers)
+    budget = keep = min(len(content), max(room - longest, room // 4))
+    limit = len(prompt_ids) - len(content) + budget
+    # Text cut at token borders may take a few tokens more when tokenised again.
+    while keep < len(content):
+        message = Message(prompt[target].role, _middle_cut(content, keep, template))
+        prompt_ids = template.encode_prompt((*prompt[:target], message, *prompt[target + 1 :]))
+        if len(prompt_ids) <= limit or keep == 0:
+            break
+        keep = max(0, keep - (len(prompt_ids) - limit))
+    if cutoff_len - len(prompt_ids) <= closing:
+        raise UnusableRowError(f"chat template and system prompt alone {TOO_LONG}")
+    return prompt_ids
+
+
+def _middle_cut(ids: Sequence[int], keep: int, template: Template) -> str:
+    """The text of the first and last tokens, ``keep`` in all; characters split by the cut are left out."""
+    head, tail = ids[: (keep + 1) // 2], ids[len(ids) - keep // 2 :]
+    decode = template.tokenizer.decode
+    return str(decode(list(head))).rstrip("\ufffd") + str(decode(list(tail))).lstrip("\ufffd")
+
+
+def _exchange(
+    prompt_ids: Sequence[int], answer: str, cutoff_len: int, template: Template, *, train_on_prompt: bool = False
+) -> EncodedRow:
+    """Prompt, as much of the answer as fits, end of turn."""
+    room = cutoff_len - len(prompt_ids) - len(template.end_of_turn)
+    ids = [*template.tokens(answer)[:room], *template.end_of_turn]
+    mask = [False, *[train_on_prompt] * (len(prompt_ids) - 1), *[True] * len(ids)]
+    return EncodedRow([*prompt_ids, *ids], mask)
