@@ -1,0 +1,223 @@
+"""Load tokenizers and causal language models; one clear message when a folder is not what it should be."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from posttrain.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tokenizer_config.json",
+)
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the progress bars, advice and warnings of transformers and the hub inside the block."""
+    hub: Any = importlib.import_module("huggingface_hub.utils")
+    hf_logging: Any = importlib.import_module("transformers.utils.logging")
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hub_bars = not hub.are_progress_bars_disabled()
+    hf_logging.set_verbosity(logging.CRITICAL)
+    hf_logging.disable_progress_bar()
+    hub.disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()
+        if hub_bars:
+            hub.enable_progress_bars()
+
+
+def load_tokenizer(
+    path: str | Path, *, use_fast: bool = True, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model or adapter folder; one without a padding token pads with its end-of-text token.
+
+    Raises:
+        UserError: no such folder, or no readable tokenizer in it.
+    """
+    from transformers import AutoTokenizer
+
+    folder = _existing(path)
+    if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+        raise UserError(
+            f"{folder} holds no tokenizer (looked for {', '.join(_TOKENIZER_FILES[:3])}). "
+            "Copy the tokenizer files of the base model into it."
+        )
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(folder), use_fast=use_fast, trust_remote_code=trust_remote_code, local_files_only=True
+            )
+    except Exception as error:  # parsers of many formats, each with errors of its own
+        raise UserError(f"{folder}: the tokenizer cannot be read ({first_line(error)}).") from error
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def choose_dtype(dtype: DtypeName, device: str | torch.device, folder: str | Path) -> tuple[torch.dtype, str | None]:
+    """The dtype to load weights in, and a sentence for the user when it is not the one asked for.
+
+    Args:
+        dtype: as configured; "auto" is the dtype the weights are stored in.
+        device: where the model will run; on anything but CUDA it is float32.
+        folder: of the model, whose config names the stored dtype.
+    """
+    kind = torch.device(device).type
+    if kind != "cuda":
+        note = f"dtype: {dtype} was asked for; on {kind} float32 is used." if dtype in ("bfloat16", "float16") else None
+        return torch.float32, note
+    if dtype == "auto":
+        config = read_json(Path(folder) / "config.json")
+        stored = config.get("dtype") or config.get("torch_dtype") or "float32"
+        return _on_this_gpu(_DTYPES.get(stored, torch.float32))
+    return _on_this_gpu(_DTYPES[dtype])
+
+
+def _on_this_gpu(dtype: torch.dtype) -> tuple[torch.dtype, str | None]:
+    if dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported():
+        return torch.float16, "dtype: this GPU has no bfloat16; float16 is used."
+    return dtype, None
+
+
+def load_causal_lm(
+    path: str | Path,
+    *,
+    dtype: DtypeName = "float32",
+    device: str | torch.device = "cpu",
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """A causal language model from a local folder, in evaluation mode; logs a note when ``dtype`` cannot be had.
+
+    Args:
+        path: a folder (see ``fetch.resolve_model`` for names).
+        dtype: see ``choose_dtype``.
+        device: where to put it.
+        attn_implementation: name of a registered attention function; None is the library's choice.
+        trust_remote_code: run Python code that the folder brings.
+
+    Raises:
+        UserError: the folder is missing, is an adapter, is no causal language model, or lacks weights.
+    """
+    from transformers import AutoModelForCausalLM
+
+    folder = _existing(path)
+    check_model_folder(folder)
+    chosen, note = choose_dtype(dtype, device, folder)
+    if note:
+        logger.warning(note)
+    options: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    try:
+        with quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                str(folder),
+                dtype=chosen,
+                trust_remote_code=trust_remote_code,
+                local_files_only=True,
+                output_loading_info=True,
+                **options,
+            )
+    except Exception as error:  # configuration, architecture and weight files fail with classes of their own
+        raise UserError(f"{folder} cannot be loaded as a causal language model: {first_line(error)}") from error
+    model: PreTrainedModel = loaded[0]
+    missing = sorted(loaded[1]["missing_keys"])
+    if missing:
+        raise UserError(
+            f"{folder} lacks {len(missing)} of the weights of a causal language model, among them {missing[0]}. "
+            "It may be a sequence classifier (a reward model) or an incomplete copy."
+        )
+    model.to(torch.device(device))  # type: ignore[arg-type]
+    return model
+
+
+def check_model_folder(folder: Path) -> None:
+    """Raise UserError unless ``folder`` holds a model's config and all its weight files."""
+    if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            base = read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "its base model"
+            raise UserError(
+                f"{folder} is an adapter, not a model. Write model_name_or_path: {base} and "
+                f"adapter_name_or_path: {folder}"
+            )
+        raise UserError(f"{folder} is not a model folder: it has no config.json.")
+    read_json(folder / "config.json")
+    for index in (folder / f"{name}.index.json" for name in _WEIGHT_FILES):
+        if index.is_file():
+            shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+            absent = [shard for shard in shards if not (folder / shard).is_file()]
+            if absent:
+                raise UserError(
+                    f"{folder}: {len(absent)} of {len(shards)} weight files are missing, first {absent[0]}."
+                )
+            return
+    if not any((folder / name).is_file() for name in _WEIGHT_FILES):
+        raise UserError(
+            f"{folder} has a config.json but no weights (looked for {' and '.join(_WEIGHT_FILES)}, or their index). "
+            "Copy the whole folder; with git, run `git lfs pull`."
+        )
+
+
+def disable_dropout(module: nn.Module) -> None:
+    """Set every dropout to 0, layers and plain attributes alike: train mode then computes what eval does."""
+    for part in module.modules():
+        if isinstance(part, nn.modules.dropout._DropoutNd):
+            part.p = 0.0
+        for name, value in vars(part).items():
+            if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop") or name == "layerdrop"):
+                setattr(part, name, 0.0)
+
+
+def _existing(path: str | Path) -> Path:
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise UserError(f"the model folder {folder} {what}.")
+    return folder
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; UserError when it holds none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({first_line(error)}).") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds {type(content).__name__}, not a JSON object.")
+    return content
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says first, for use inside our own message."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
