@@ -4,6 +4,8 @@ from posttrain.config.defaults import stage_defaults
 from posttrain.config.loader import load_config
 from posttrain.config.method import MethodConfig, PPOConfig, RewardModelConfig
 from posttrain.config.model import DataConfig, ModelConfig
+from posttrain.config.pipeline import PipelineConfig, PipelineStage, PreparedData, load_pipeline
+from posttrain.config.reference import reference_markdown
 from posttrain.config.run import KEYS, Command, Key, RunConfig
 from posttrain.config.train import TrainConfig
 from posttrain.config.use import EvalConfig, ExportConfig, GenerationConfig, PredictConfig
@@ -19,10 +21,15 @@ __all__ = [
     "MethodConfig",
     "ModelConfig",
     "PPOConfig",
+    "PipelineConfig",
+    "PipelineStage",
     "PredictConfig",
+    "PreparedData",
     "RewardModelConfig",
     "RunConfig",
     "TrainConfig",
     "load_config",
+    "load_pipeline",
+    "reference_markdown",
     "stage_defaults",
 ]

@@ -71,7 +71,8 @@ def _read_text(path: Path, name: str) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise UserError(f"{name}: no such file (looked in {Path.cwd()}).") from None
+        looked = "" if path.is_absolute() else f" (looked in {Path.cwd()})"
+        raise UserError(f"{name}: no such file{looked}.") from None
     except IsADirectoryError:
         raise UserError(f"{name} is a folder; give the YAML file itself.") from None
     except UnicodeDecodeError as error:

@@ -27,58 +27,6 @@ class Foreign:
         return text in ("none", "null", "false") or text in (str(item).lower() for item in self.harmless)
 
 
-RENAMED: Mapping[str, str] = {
-    "evaluation_strategy": "eval_strategy",
-    "infer_dtype": "dtype",
-    "torch_dtype": "dtype",
-    "batch_size": "per_device_eval_batch_size",
-    "save_dir": "output_dir",
-    "per_gpu_train_batch_size": "per_device_train_batch_size",
-    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
-    "activation_checkpointing": "gradient_checkpointing",
-}
-"""Former names: read as the key they became, with a note."""
-
-ELSEWHERE: Mapping[str, str] = {
-    # LLaMA-Factory v1
-    "model": "model_name_or_path",
-    "train_dataset": "dataset",
-    "micro_batch_size": "per_device_train_batch_size",
-    "global_batch_size": "gradient_accumulation_steps",
-    "enable_activation_checkpointing": "gradient_checkpointing",
-    "custom_chat_template": "template",
-    "peft_config": "lora_rank",
-    "optim_config": "optim",
-    "lr_scheduler_config": "lr_scheduler_type",
-    # TRL and others
-    "init_kl_coef": "kl_coef",
-    "adap_kl_ctrl": "ppo_target",
-    "target_kl": "ppo_target",
-    "horizon": "kl_horizon",
-    "lam": "gae_lambda",
-    "cliprange": "clip_range",
-    "cliprange_value": "clip_range_value",
-    "vf_coef": "value_coef",
-    "score_clip": "reward_clip",
-    "num_ppo_epochs": "ppo_epochs",
-    "whiten_rewards": "ppo_whiten_rewards",
-    "reward_model_path": "reward_model",
-    "response_length": "max_new_tokens",
-    "max_seq_length": "cutoff_len",
-    "max_seq_len": "cutoff_len",
-    "block_size": "cutoff_len",
-    "lora_r": "lora_rank",
-    "lora_target_modules": "lora_target",
-    "target_modules": "lora_target",
-    "lora_modules_to_save": "additional_target",
-    "batch_size_per_device": "per_device_train_batch_size",
-    "epochs": "num_train_epochs",
-    "lr": "learning_rate",
-    "betas": "adam_beta1",
-    "system": "default_system",
-}
-"""What a key of another program is called here, for the message about an unknown key; values may mean other things."""
-
 REFUSED_VALUES: Mapping[tuple[str, str], str] = {
     ("stage", "dpo"): "is not one of pt, sft, rm, ppo; for preference pairs train a reward model (stage: rm) and then "
     "run stage: ppo against it",
@@ -278,7 +226,7 @@ _REFUSED: tuple[tuple[str, tuple[object, ...], str], ...] = (
         "export_quantization_bit",
     ),
     (
-        "nothing is sent to a model hub; export to a folder and upload that with `huggingface-cli upload`",
+        "nothing is sent to a model hub; export to a folder and upload that with `hf upload`",
         (),
         "export_hub_model_id push_to_hub",
     ),

@@ -10,7 +10,8 @@ from typing import Any
 
 from posttrain.config.defaults import fill, stage_defaults
 from posttrain.config.documents import parse_scalar, read_document
-from posttrain.config.foreign import ELSEWHERE, FOREIGN, RENAMED
+from posttrain.config.foreign import FOREIGN
+from posttrain.config.renamed import ELSEWHERE, RENAMED
 from posttrain.config.rules import cautions, problems
 from posttrain.config.run import KEYS, Command, RunConfig
 from posttrain.config.translate import TRANSLATED, RefusalError, translate
@@ -18,6 +19,7 @@ from posttrain.config.values import MismatchError, convert, shown
 from posttrain.errors import UserError
 
 COMMAND_LINE = "command line"
+STAGE_DEFAULT = "default of the stage"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +91,7 @@ def resolve(entries: Mapping[str, Entry], *, name: str, command: Command) -> Run
     _require_model(reading, name)
     _stop_on_mistakes(reading, name)
     for key in stage_defaults(reading.values.get("stage", "sft")):
-        reading.sources.setdefault(key, "default of the stage")
+        reading.sources.setdefault(key, STAGE_DEFAULT)
     values = fill(reading.values, command)
     config = RunConfig.from_values(values, sources=reading.sources, warnings=())
     for key, sentence in problems(config, command):

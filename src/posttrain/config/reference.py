@@ -1,0 +1,91 @@
+"""The configuration reference, written from the declarations themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from posttrain.config.defaults import stage_defaults
+from posttrain.config.options import type_label
+from posttrain.config.renamed import RENAMED
+from posttrain.config.run import GROUPS, KEYS, Key
+
+_TITLES = {
+    "model": "Model",
+    "data": "Data",
+    "method": "Stage and trained weights",
+    "reward_model": "Reward model",
+    "ppo": "PPO",
+    "generation": "Generation",
+    "train": "Training run",
+    "export": "Export",
+    "predict": "Prediction",
+    "evaluate": "Evaluation",
+}
+
+_INTRO = """\
+# Configuration reference
+
+<!-- Written by `python -m posttrain.config > docs/configuration.md`; change the dataclasses, not this file. -->
+
+One flat file of `key: value` lines configures a command; `posttrain train sft.yaml learning_rate=1e-4` overrides a
+line. Names are LLaMA-Factory's where it has the key. A list is written as `a,b` or as a YAML list; `null` is an empty
+value. An unknown key is an error that names the nearest valid one. A key of LLaMA-Factory that has no meaning here is either
+ignored with a note or refused with a sentence that says what to do instead.
+"""
+
+_PIPELINE = """
+## Pipeline files
+
+`posttrain run PIPELINE.yaml` runs stages in order.
+
+| key | meaning |
+|---|---|
+| `name` | Name of the pipeline; the file's name by default. |
+| `output_dir` | Folder of everything it writes; a stage writes to `<output_dir>/<stage name>` by default. |
+| `prepare` | Data to generate first: a list of `generator`, `output`, `seed` and the generator's own keys. |
+| `defaults` | Flat keys that every stage takes. |
+| `stages` | A list; each item has `name`, `stage` (pt, sft, rm, ppo, export, evaluate, generate) and flat keys, \
+or `config` with a file beside the pipeline's that holds them. |
+
+`${sft.output_dir}`, and any other key of an earlier stage, can be used in a value, as can `${output_dir}`, `${name}`
+and `${prepare.text2sql.output}`. On the command line `sft.learning_rate=1e-4` overrides a key of one stage,
+`max_steps=10` of every stage, `prepare.text2sql.seed=3` of a generator, `output_dir=runs/b` of the pipeline.
+"""
+
+
+def reference_markdown() -> str:
+    """Every key with its type, default and meaning, as one Markdown page that ends in a newline."""
+    parts = [_INTRO]
+    for group, config in GROUPS.items():
+        parts.append(
+            f"\n## {_TITLES[group]}\n\n{_summary(config)}\n\n| key | type | default | meaning |\n|---|---|---|---|\n"
+        )
+        parts += [_row(key) for key in KEYS.values() if key.group == group]
+    parts.append(
+        "\n## Defaults of stage ppo\n\nWhere a file leaves these out, stage ppo samples from the policy itself.\n\n"
+    )
+    parts.append("| key | default in stage ppo |\n|---|---|\n")
+    parts += [f"| `{key}` | {_written(value)} |\n" for key, value in stage_defaults("ppo").items()]
+    parts.append(
+        "\n## Former names\n\nRead as the key that they became, with a note.\n\n| written | read as |\n|---|---|\n"
+    )
+    parts += [f"| `{old}` | `{new}` |\n" for old, new in RENAMED.items()]
+    parts.append(_PIPELINE)
+    return "".join(parts)
+
+
+def _summary(config: type) -> str:
+    return " ".join((config.__doc__ or "").split())
+
+
+def _row(key: Key) -> str:
+    default = "required" if key.required else _written(key.default)
+    return f"| `{key.name}` | {type_label(key.hint)} | {default} | {key.help.replace('|', '/')} |\n"
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"`{','.join(value)}`" if value else "empty"
+    if value is None or isinstance(value, bool):
+        return f"`{'null' if value is None else str(value).lower()}`"
+    return f"`{value}`" if value != "" else "empty"
