@@ -1,0 +1,185 @@
+"""Keys and values of the sequences being decoded, and the attention that reads and writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class KVCache:
+    """Preallocated keys and values of every layer, ``slots`` sequences of at most ``capacity`` tokens.
+
+    A layer's tensors are made at its first write, when its number of heads, head size and dtype are known. They lie as
+    [Hkv, slots * capacity, D], so that writing any set of tokens is one index copy; ``read`` shows them as
+    [slots, Hkv, L, D]. They start at zero, because a masked place counts 0 times its value.
+    """
+
+    def __init__(self, slots: int, capacity: int) -> None:
+        self.slots = slots
+        self.capacity = capacity
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def write(self, layer: int, places: Tensor, key: Tensor, value: Tensor) -> None:
+        """Store one layer's keys and values of N tokens.
+
+        Args:
+            layer: its index.
+            places: [N] int64, ``slot * capacity + position``, all different.
+            key, value: [1, Hkv, N, D].
+        """
+        if layer not in self.layers:
+            self.layers[layer] = self._empty(key), self._empty(value)
+        for stored, new in zip(self.layers[layer], (key, value), strict=True):
+            stored.index_copy_(1, places, new[0])
+
+    def read(self, layer: int, slots: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Views [slots, Hkv, stop - start, D] of the first ``slots`` slots."""
+        key, value = (
+            stored.view(stored.shape[0], self.slots, self.capacity, -1)[:, :slots, start:stop].transpose(0, 1)
+            for stored in self.layers[layer]
+        )
+        return key, value
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy the first ``length`` tokens of slot ``source`` into slot ``target``, in every layer."""
+        a, b = source * self.capacity, target * self.capacity
+        for stored in self.layers.values():
+            for tensor in stored:
+                tensor[:, b : b + length].copy_(tensor[:, a : a + length])
+
+    def _empty(self, like: Tensor) -> Tensor:
+        return like.new_zeros(like.shape[1], self.slots * self.capacity, like.shape[3])
+
+
+@dataclass
+class StepPlan:
+    """The attention of one engine step over a packed row: one token for each live slot, then whole prompts.
+
+    The live slots are 0 .. len(lengths) - 1. Both halves go through one forward, because reading the weights once
+    costs less than reading them twice. It is an ``AttentionPlan`` of ``posttrain.models.attention``.
+
+    Attributes:
+        cache: where keys and values are kept; this step's are written before they are read.
+        places: [N] int64, where each of the row's tokens is stored.
+        lengths: number of tokens of each live slot, the one of this step included.
+        prompts: number of tokens of each prompt, in row order.
+    """
+
+    cache: KVCache
+    places: Tensor
+    lengths: Sequence[int]
+    prompts: Sequence[int]
+    _decode_masks: dict[int | None, tuple[int, Tensor | None]] = field(default_factory=dict)
+    _prompt_masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float | None,
+        dropout: float,
+        sliding_window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """See ``AttentionPlan.attend``; ``dropout`` does not apply to generation."""
+        self.cache.write(layer, self.places, key, value)
+        parts = []
+        live = len(self.lengths)
+        if live:
+            parts.append(self._decode(layer, query[0, :, :live], scaling, sliding_window, softcap))
+        start = live
+        for length in self.prompts:
+            span = slice(start, start + length)
+            start += length
+            parts.append(
+                self._prefill(query[:, :, span], key[:, :, span], value[:, :, span], scaling, sliding_window, softcap)
+            )
+        out = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return out[None]
+
+    def _decode(
+        self, layer: int, query: Tensor, scaling: float | None, window: int | None, softcap: float | None
+    ) -> Tensor:
+        """One query per live slot [Hq, S, D] -> [S, Hq, D]; query heads that share a key head become its queries."""
+        if window not in self._decode_masks:
+            self._decode_masks[window] = self._decode_mask(window, query)
+        start, mask = self._decode_masks[window]
+        key, value = self.cache.read(layer, len(self.lengths), start, max(self.lengths))
+        grouped = query.view(key.shape[1], -1, *query.shape[1:]).permute(2, 0, 1, 3)  # [S, Hkv, G, D]
+        if softcap is None:
+            out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
+        else:
+            out = _softcapped(grouped, key, value, mask, scaling, softcap)
+        return out.flatten(1, 2)
+
+    def _decode_mask(self, window: int | None, like: Tensor) -> tuple[int, Tensor | None]:
+        """(first position that any slot reads, additive mask [S, 1, 1, L] or None when every slot reads all)."""
+        longest, shortest = max(self.lengths), min(self.lengths)
+        start = 0 if window is None else max(0, shortest - window)
+        if longest == shortest:
+            return start, None
+        lengths = torch.tensor(self.lengths, device=like.device)[:, None]
+        positions = torch.arange(start, longest, device=like.device)
+        visible = positions < lengths
+        if window is not None:
+            visible &= positions >= lengths - window
+        return start, _additive(visible, like)[:, None, None]
+
+    def _prefill(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float | None,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """Causal attention of one prompt: query [1, Hq, n, D], key and value [1, Hkv, n, D] -> [n, Hq, D]."""
+        length = query.shape[2]
+        window = None if window is None or window >= length else window
+        if window is None and softcap is None:
+            shared = query.shape[1] != key.shape[1]
+            out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=shared)
+            return out[0].transpose(0, 1)
+        if (length, window) not in self._prompt_masks:
+            self._prompt_masks[length, window] = _causal(length, window, query)
+        mask = self._prompt_masks[length, window]
+        groups = query.shape[1] // key.shape[1]
+        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+        if softcap is None:
+            out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+        else:
+            out = _softcapped(query, key, value, mask, scaling, softcap)
+        return out[0].transpose(0, 1)
+
+
+def _causal(length: int, window: int | None, like: Tensor) -> Tensor:
+    """[n, n] additive mask: token i reads j <= i, and with a window only the last ``window`` of those."""
+    positions = torch.arange(length, device=like.device)
+    distance = positions[:, None] - positions
+    visible = distance >= 0
+    if window is not None:
+        visible &= distance < window
+    return _additive(visible, like)
+
+
+def _additive(visible: Tensor, like: Tensor) -> Tensor:
+    return like.new_zeros(visible.shape).masked_fill_(~visible, -torch.inf)
+
+
+def _softcapped(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, softcap: float
+) -> Tensor:
+    """Attention whose scores pass through softcap * tanh(score / softcap); softmax in fp32. [.., n, D]."""
+    factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = softcap * torch.tanh(query @ key.transpose(-1, -2) * (factor / softcap))
+    if mask is not None:
+        scores = scores + mask
+    return scores.softmax(-1, dtype=torch.float32).to(value.dtype) @ value

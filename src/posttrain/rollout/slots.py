@@ -1,0 +1,336 @@
+"""The local decode engine: a fixed number of slots, in which sequences enter and leave one by one.
+
+Each step is one forward over a packed row: one token for every live slot and, where slots are free, whole new prompts.
+A prompt with G samples is prefilled once; its G first tokens are drawn from that one row of logits, and its keys and
+values are copied to the slots of the samples that go on. Samples for which no slot is free wait with their first token
+drawn; some slot still holds their prompt's keys and values when their turn comes, because waiting samples take freed
+slots before any other prompt does. Live slots stay the first ones: the last moves into a freed place, which copies one
+sequence per sequence finished, where gathering live slots would copy all of them at every step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from posttrain.errors import RunError, UserError
+from posttrain.models import attention
+from posttrain.rollout import sampling
+from posttrain.rollout.head import logits_of
+from posttrain.rollout.kv_cache import KVCache, StepPlan
+from posttrain.rollout.protocol import Completion, Progress, Prompt, SamplingParams
+
+
+@dataclass
+class Counters:
+    """Work done since the sampler was made.
+
+    Attributes:
+        prefill_tokens: prompt tokens that went through the model.
+        decode_steps: forwards that carried at least one live slot.
+        decode_tokens: completion tokens that went through the model.
+    """
+
+    prefill_tokens: int = 0
+    decode_steps: int = 0
+    decode_tokens: int = 0
+
+
+class SlotSampler:
+    """Completes prompts with a transformers causal language model, in this process.
+
+    Args:
+        model: its attention implementation is ``posttrain.models.attention.NAME``; used as it is at each call, so a
+            model in training samples from its current weights. Modules in training mode are put in evaluation mode
+            for the call.
+        num_slots: sequences decoded side by side.
+        prefill_tokens: prompt tokens admitted in one step (one longer prompt is admitted alone).
+    """
+
+    def __init__(self, model: Any, *, num_slots: int = 16, prefill_tokens: int = 2048) -> None:
+        if num_slots < 1 or prefill_tokens < 1:
+            raise ValueError("num_slots and prefill_tokens must be at least 1")
+        if model.get_decoder().config._attn_implementation != attention.NAME:
+            raise ValueError(f'call model.set_attn_implementation("{attention.NAME}") before sampling from it')
+        self.model = model
+        self.num_slots = num_slots
+        self.prefill_tokens = prefill_tokens
+        self.counters = Counters()
+        self.version = 0
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: Sequence[Prompt], params: SamplingParams, progress: Progress | None = None
+    ) -> list[Completion]:
+        """Complete every prompt ``samples`` times; see ``Sampler.generate``.
+
+        Raises:
+            UserError: a prompt plus ``max_new_tokens`` does not fit into the model's learned positions.
+            RunError: the model gave logits that are not numbers.
+        """
+        if not prompts:
+            return []
+        self._check_lengths(prompts, params)
+        with _evaluating(self.model):
+            return _Generation(self, prompts, params).run(progress)
+
+    def load_weights(self, weights: Mapping[str, Tensor] | None, *, version: int) -> None:
+        """Copy tensors into the model by name; None if it is the very model that is trained.
+
+        Raises:
+            KeyError: a name that the model does not have.
+        """
+        if weights:
+            own = self.model.state_dict()
+            for name, tensor in weights.items():
+                own[name].copy_(tensor)
+        self.version = version
+
+    def _check_lengths(self, prompts: Sequence[Prompt], params: SamplingParams) -> None:
+        config = self.model.config.get_text_config()
+        limit = getattr(config, "max_position_embeddings", None)
+        longest = max(prompts, key=lambda prompt: len(prompt.input_ids))
+        length = len(longest.input_ids)
+        if getattr(config, "rope_parameters", None) is None and limit and length + params.max_new_tokens > limit:
+            raise UserError(
+                f"prompt {longest.index} has {length} tokens; with max_new_tokens {params.max_new_tokens} that is more "
+                f"than the model's {limit} positions; lower max_new_tokens or cutoff_len"
+            )
+
+
+@dataclass(eq=False)
+class _Group:
+    """A prompt and its completions in progress."""
+
+    prompt: Prompt
+    sequences: list[_Sequence] = field(default_factory=list)
+
+
+@dataclass(eq=False, slots=True)
+class _Sequence:
+    """A completion in progress; ``seen`` is kept only for the repetition penalty."""
+
+    group: _Group
+    sample_index: int
+    numbers: list[float]
+    seen: Tensor | None
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    ended: bool = False
+
+    @property
+    def cached(self) -> int:
+        """Tokens whose keys and values are stored: all but the newest."""
+        return len(self.group.prompt.input_ids) + len(self.token_ids) - 1
+
+    def completion(self) -> Completion:
+        return Completion(
+            token_ids=self.token_ids,
+            logprobs=self.logprobs,
+            ended=self.ended,
+            prompt_index=self.group.prompt.index,
+            sample_index=self.sample_index,
+        )
+
+
+class _Generation:
+    """The state of one ``generate`` call.
+
+    ``live`` is the sequences of slots 0 .. len(live) - 1, None where one has just finished. ``holds[s]`` is the group
+    whose prompt's keys and values lie at the start of slot s.
+    """
+
+    def __init__(self, sampler: SlotSampler, prompts: Sequence[Prompt], params: SamplingParams) -> None:
+        self.sampler = sampler
+        self.params = params
+        self.device = sampler.model.get_input_embeddings().weight.device
+        self.trunk = sampler.model.get_decoder()
+        self.groups = [_Group(prompt) for prompt in prompts]
+        self.queue = deque(self.groups)
+        self.total = sum(prompt.samples for prompt in prompts)
+        self.done = 0
+        self.slots = min(sampler.num_slots, self.total)
+        self.cache = KVCache(self.slots, max(len(p.input_ids) for p in prompts) + params.max_new_tokens)
+        self.live: list[_Sequence | None] = []
+        self.holds: list[_Group | None] = [None] * self.slots
+        self.waiting: deque[_Sequence] = deque()
+        self.stops = frozenset(params.stop_token_ids)
+
+    def run(self, progress: Progress | None) -> list[Completion]:
+        while self.done < self.total:
+            before = self.done
+            self._refill()
+            self._step(self._admit())
+            if progress is not None and self.done > before:
+                progress(self.done, self.total)
+        return [sequence.completion() for group in self.groups for sequence in group.sequences]
+
+    def _refill(self) -> None:
+        """Waiting samples take the freed slots; what is still free is closed from the end."""
+        free = [slot for slot, sequence in enumerate(self.live) if sequence is None]
+        if self.waiting:
+            group = self.waiting[0].group  # all of them: no other prompt is admitted while samples wait
+            free.sort(key=lambda slot: self.holds[slot] is not group)  # places that hold it already need no copy
+            for slot in free[: len(self.waiting)]:
+                self._place(self.waiting.popleft(), slot)
+        while self.live and None in self.live:
+            last = self.live.pop()
+            if last is None:
+                continue
+            slot = self.live.index(None)
+            self.cache.copy(len(self.live), slot, last.cached)
+            self.live[slot], self.holds[slot] = last, last.group
+
+    def _place(self, sequence: _Sequence, slot: int) -> None:
+        """Put a sequence whose first token is drawn into a slot."""
+        group = sequence.group
+        if self.holds[slot] is not group:
+            self.cache.copy(self.holds.index(group), slot, len(group.prompt.input_ids))
+            self.holds[slot] = group
+        if slot == len(self.live):
+            self.live.append(sequence)
+        else:
+            self.live[slot] = sequence
+
+    def _admit(self) -> list[_Group]:
+        """The next prompts, as many as free slots and the token budget allow."""
+        admitted: list[_Group] = []
+        free, budget = self.slots - len(self.live), self.sampler.prefill_tokens
+        while self.queue and free > 0:
+            prompt = self.queue[0].prompt
+            if admitted and len(prompt.input_ids) > budget:
+                break
+            free -= prompt.samples
+            budget -= len(prompt.input_ids)
+            admitted.append(self.queue.popleft())
+        for group in admitted:
+            self._start(group)
+        return admitted
+
+    def _start(self, group: _Group) -> None:
+        prompt, params = group.prompt, self.params
+        for index in range(prompt.samples):
+            numbers = []
+            if params.do_sample:
+                numbers = sampling.uniforms(
+                    params.max_new_tokens,
+                    seed=params.seed,
+                    iteration=params.iteration,
+                    prompt_index=prompt.index,
+                    sample_index=index,
+                )
+            seen = None
+            if params.repetition_penalty != 1.0:
+                vocabulary = self.sampler.model.get_output_embeddings().weight.shape[0]
+                seen = torch.zeros(vocabulary, dtype=torch.bool, device=self.device)
+                seen[list(prompt.input_ids)] = True
+            group.sequences.append(_Sequence(group, index, numbers, seen))
+
+    def _step(self, admitted: list[_Group]) -> None:
+        """One forward: a token for every live slot, and the admitted prompts."""
+        live = [sequence for sequence in self.live if sequence is not None]
+        logits = self._forward(live, admitted)
+        self._draw(logits, live + [sequence for group in admitted for sequence in group.sequences])
+        for slot, sequence in enumerate(live):
+            if self._finished(sequence):
+                self.live[slot] = None
+        hosts = len(live)
+        self.live += [None] * len(admitted)
+        for slot, group in enumerate(admitted, start=hosts):
+            self.holds[slot] = group
+        for slot, group in enumerate(admitted, start=hosts):
+            going_on = [sequence for sequence in group.sequences if not self._finished(sequence)]
+            for sequence in going_on:
+                if self.live[slot] is None:
+                    self._place(sequence, slot)
+                elif len(self.live) < self.slots:
+                    self._place(sequence, len(self.live))
+                else:
+                    self.waiting.append(sequence)
+
+    def _forward(self, live: list[_Sequence], admitted: list[_Group]) -> Tensor:
+        """Logits [S, V]: a row for every live slot, then one for every sample of every admitted prompt."""
+        capacity, counters = self.cache.capacity, self.sampler.counters
+        positions = [sequence.cached for sequence in live]
+        tokens = [sequence.token_ids[-1] for sequence in live]
+        places = [slot * capacity + position for slot, position in enumerate(positions)]
+        lengths = [position + 1 for position in positions]
+        prompts = [group.prompt.input_ids for group in admitted]
+        rows = list(range(len(live)))
+        for slot, (ids, group) in enumerate(zip(prompts, admitted, strict=True), start=len(live)):
+            tokens += ids
+            positions += range(len(ids))
+            places += range(slot * capacity, slot * capacity + len(ids))
+            rows += [len(tokens) - 1] * group.prompt.samples
+        plan = StepPlan(self.cache, self._tensor(places), lengths, [len(ids) for ids in prompts])
+        out = self.trunk(
+            input_ids=self._tensor(tokens)[None], position_ids=self._tensor(positions)[None], use_cache=False, plan=plan
+        )
+        if not self.cache.layers:
+            raise UserError(
+                f"{type(self.sampler.model).__name__} does not hand its attention to transformers' attention "
+                "interface, so the local sampler cannot decode it"
+            )
+        counters.decode_tokens += len(live)
+        counters.decode_steps += bool(live)
+        counters.prefill_tokens += len(tokens) - len(live)
+        hidden = out.last_hidden_state[0]
+        if not admitted:
+            return logits_of(self.sampler.model, hidden)
+        heads = sorted(set(rows))  # samples of one prompt share its row of logits
+        logits = logits_of(self.sampler.model, hidden[heads])
+        if len(heads) == len(rows):
+            return logits
+        row_of = {row: index for index, row in enumerate(heads)}
+        return logits[[row_of[row] for row in rows]]
+
+    def _draw(self, logits: Tensor, sequences: list[_Sequence]) -> None:
+        """Append one token to each sequence."""
+        params = self.params
+        numbers = seen = too_early = None
+        if params.do_sample:
+            numbers = torch.tensor([s.numbers[len(s.token_ids)] for s in sequences], device=self.device)
+        if params.repetition_penalty != 1.0:
+            seen = torch.stack([s.seen for s in sequences if s.seen is not None])
+        early = [row for row, s in enumerate(sequences) if len(s.token_ids) < params.min_new_tokens]
+        if early:
+            too_early = self._tensor(early)
+        drawn, logprobs = sampling.sample(logits, params, numbers=numbers, seen=seen, too_early=too_early)
+        for sequence, token, logprob in zip(sequences, drawn.tolist(), logprobs.tolist(), strict=True):
+            if math.isnan(logprob):
+                raise RunError(
+                    f"the model's logits are not numbers at token {len(sequence.token_ids)} of prompt "
+                    f"{sequence.group.prompt.index}: its weights or its input are broken (a learning rate too high?)"
+                )
+            sequence.token_ids.append(token)
+            sequence.logprobs.append(logprob)
+            sequence.ended = token in self.stops
+            if sequence.seen is not None:
+                sequence.seen[token] = True
+            self.done += self._finished(sequence)
+
+    def _finished(self, sequence: _Sequence) -> bool:
+        return sequence.ended or len(sequence.token_ids) == self.params.max_new_tokens
+
+    def _tensor(self, numbers: list[int]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.int64, device=self.device)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, each module's own mode restored afterwards."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
