@@ -114,7 +114,7 @@ def _read_entry(key: str, entry: Entry, entries: Mapping[str, Entry], reading: _
     elif key in FOREIGN:
         _read_foreign(key, entry, reading)
     else:
-        reading.mistakes.append(f"{entry.where}: unknown key `{key}`; {_suggestion(key)}")
+        reading.mistakes.append(f"{entry.where}: {_unknown(key)}")
 
 
 def _read_value(key: str, written: str, entry: Entry, entries: Mapping[str, Entry], reading: _Reading) -> None:
@@ -151,14 +151,14 @@ def _closed(sentence: str) -> str:
     return sentence if sentence.endswith("?") else f"{sentence}."
 
 
-def _suggestion(key: str) -> str:
+def _unknown(key: str) -> str:
     plain = key.strip().lower().replace("-", "_")
     if plain in ELSEWHERE:
-        return f"what it does elsewhere is set by `{ELSEWHERE[plain]}` here."
+        return f"`{key}` is not a key here; what it stands for is set by `{ELSEWHERE[plain]}`."
     near = difflib.get_close_matches(plain, [*KEYS, *RENAMED], n=1, cutoff=0.6)
     if near:
-        return f"did you mean `{RENAMED.get(near[0], near[0])}`?"
-    return "docs/configuration.md lists the keys that there are."
+        return f"unknown key `{key}`; did you mean `{RENAMED.get(near[0], near[0])}`?"
+    return f"unknown key `{key}`; docs/configuration.md lists the keys that there are."
 
 
 def _require_model(reading: _Reading, name: str) -> None:

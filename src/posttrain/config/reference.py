@@ -29,8 +29,8 @@ _INTRO = """\
 
 One flat file of `key: value` lines configures a command; `posttrain train sft.yaml learning_rate=1e-4` overrides a
 line. Names are LLaMA-Factory's where it has the key. A list is written as `a,b` or as a YAML list; `null` is an empty
-value. An unknown key is an error that names the nearest valid one. A key of LLaMA-Factory that has no meaning here is either
-ignored with a note or refused with a sentence that says what to do instead.
+value. An unknown key is an error that names the nearest valid one. A key of LLaMA-Factory that has no meaning here is
+either ignored with a note or refused with a sentence that says what to do instead.
 """
 
 _PIPELINE = """

@@ -24,6 +24,7 @@ ELSEWHERE: Mapping[str, str] = {
     "global_batch_size": "gradient_accumulation_steps",
     "enable_activation_checkpointing": "gradient_checkpointing",
     "custom_chat_template": "template",
+    "save_epochs": "save_strategy",
     "peft_config": "lora_rank",
     "optim_config": "optim",
     "lr_scheduler_config": "lr_scheduler_type",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import unicodedata
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
@@ -41,7 +42,7 @@ def convert(value: object, hint: Any, limits: Mapping[str, Any] | None = None) -
     converted = _convert_type(value, hint)
     _check_limits(converted, limits)
     if limits.get("path"):
-        return _expand_home(converted)
+        return _checked_path(converted)
     return converted
 
 
@@ -150,7 +151,15 @@ def _check_limits(value: object, limits: Mapping[str, Any]) -> None:
         raise MismatchError(f"must be below {limits['below']}, not {value}")
 
 
-def _expand_home(value: object) -> Any:
+def _checked_path(value: object) -> Any:
     if isinstance(value, tuple):
-        return tuple(_expand_home(item) for item in value)
-    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
+        return tuple(_checked_path(item) for item in value)
+    if not isinstance(value, str):
+        return value
+    # In double quotes YAML reads the \n of "E:\new" as a line break and the \P of "E:\Py" as a paragraph separator.
+    if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in value):
+        raise MismatchError(
+            f"holds a control character: {value!r}; write a Windows path without quotes or in single ones, since "
+            "double quotes give backslashes a meaning"
+        )
+    return os.path.expanduser(value) if value.startswith("~") else value

@@ -1,0 +1,89 @@
+"""Keys that cannot work together, and keys that work but look unintended."""
+
+import pytest
+
+from posttrain.config import load_config
+from posttrain.errors import UserError
+
+SFT = {"model_name_or_path": "m", "dataset": "d", "output_dir": "o"}
+PPO = {**SFT, "stage": "ppo", "reward_model": "r"}
+
+
+@pytest.mark.parametrize(
+    ("config", "part"),
+    [
+        ({**SFT, "stage": "ppo"}, "`reward_model` is missing"),
+        ({**PPO, "finetuning_type": "full"}, "`finetuning_type: full` cannot run in stage ppo"),
+        ({**PPO, "lora_dropout": 0.1}, "`lora_dropout` must be 0"),
+        ({**PPO, "neat_packing": True}, "`neat_packing` is for stages pt and sft"),
+        ({**SFT, "stage": "rm", "packing": True}, "`packing` is for stages pt and sft"),
+        ({**SFT, "stage": "pt", "train_on_prompt": True}, "`train_on_prompt` is for stage sft"),
+        ({**SFT, "stage": "rm", "mask_history": True}, "`mask_history` is for stage sft"),
+        ({**SFT, "stage": "rm", "text_column": "t"}, "`text_column` is for stages pt and sft"),
+        ({**SFT, "train_on_prompt": True, "mask_history": True}, "contradict each other"),
+        ({**SFT, "neat_packing": True, "packing": False}, "contradicts `neat_packing: true`"),
+        ({**SFT, "val_size": 0.1, "eval_dataset": "e"}, "keep one"),
+        ({**SFT, "val_size": 1.5}, "a share below 1 or a whole number"),
+        ({**SFT, "adapter_name_or_path": "a", "finetuning_type": "full"}, "posttrain export"),
+        ({**SFT, "finetuning_type": "freeze", "freeze_trainable_layers": 0}, "would train no layer"),
+        ({**SFT, "lora_target": []}, "`lora_target` is empty"),
+        ({**SFT, "eval_strategy": "steps"}, "has no rows to evaluate on"),
+        ({**SFT, "do_train": True, "do_eval": True}, "`do_eval` has no rows"),
+        ({**SFT, "do_train": False}, "nothing to do"),
+        ({**SFT, "load_best_model_at_end": True}, "compares evaluations"),
+        ({**SFT, "early_stopping_steps": 2}, "compares evaluations"),
+        (
+            {**SFT, "val_size": 2, "eval_strategy": "epoch", "load_best_model_at_end": True},
+            "set `save_strategy: epoch`",
+        ),
+        (
+            {**SFT, "val_size": 2, "eval_strategy": "steps", "eval_steps": 3, "load_best_model_at_end": True},
+            "multiple of `eval_steps` (3)",
+        ),
+        ({**SFT, "bf16": True, "fp16": True}, "exclude each other"),
+        ({**SFT, "gradient_checkpointing": True, "disable_gradient_checkpointing": True}, "contradict"),
+        ({**SFT, "min_new_tokens": 9, "max_new_tokens": 8}, "is more than `max_new_tokens: 8`"),
+        ({**SFT, "max_steps": 0}, "would train nothing"),
+    ],
+)
+def test_what_cannot_work_is_refused(config, part):
+    with pytest.raises(UserError) as caught:
+        load_config(config)
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {**SFT, "val_size": 20, "eval_strategy": "steps", "eval_steps": 50, "load_best_model_at_end": True},
+        {**SFT, "do_eval": True, "dataset": None, "eval_dataset": "e"},
+        {**SFT, "finetuning_type": "freeze", "freeze_trainable_layers": -2},
+        {**PPO, "eval_strategy": "steps", "val_size": 0.1},
+        {**SFT, "stage": "pt", "neat_packing": True, "text_column": "text"},
+    ],
+)
+def test_what_works_passes_without_a_word(config):
+    assert load_config(config).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("config", "part"),
+    [
+        ({**SFT, "kl_coef": 0.1, "ppo_epochs": 2}, "`ppo_epochs`, `kl_coef` concern stage ppo"),
+        ({**SFT, "center_rewards_coef": 0.1}, "`center_rewards_coef` concerns stage rm"),
+        ({**PPO, "top_p": 0.9, "repetition_penalty": 1.1}, "top_p 0.9, repetition_penalty 1.1"),
+        ({**PPO, "do_sample": False}, "nothing to explore"),
+        ({**SFT, "warmup_steps": 5, "warmup_ratio": 0.1}, "`warmup_steps` wins"),
+        ({**SFT, "save_only_model": True}, "cannot be continued"),
+        ({**SFT, "export_legacy_format": True}, "safetensors"),
+    ],
+)
+def test_what_may_surprise_is_said(config, part):
+    warnings = load_config(config).warnings
+    assert len(warnings) == 1
+    assert part in warnings[0]
+
+
+def test_keys_of_another_stage_at_their_default_are_not_mentioned():
+    assert load_config({**SFT, "kl_coef": 0.2, "ppo_epochs": 4}).warnings == ()
