@@ -62,6 +62,7 @@ def whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True, eps: float = 1e-
         The shape of ``x``, 0 outside the mask. A lone position has no unbiased variance: it is shifted, not scaled.
     """
     mask = mask.bool().expand_as(x)
+    x = torch.where(mask, x, 0.0)  # before any product: its gradient would be 0 · NaN
     mean = masked_mean(x, mask)
     variance = torch.where(mask.sum() > 1, masked_variance(x, mask), 1.0)
     whitened = torch.where(mask, (x - mean) * torch.rsqrt(variance + eps), 0.0)
