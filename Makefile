@@ -15,7 +15,7 @@
 
 PYTHON ?=
 TORCH_INDEX ?=
-PIP_FLAGS ?= --quiet
+PIP_FLAGS ?= -qq
 PYTEST_FLAGS ?=
 
 VENV := .venv
