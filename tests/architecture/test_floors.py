@@ -20,7 +20,7 @@ ALLOWED = {
     "tensorboard": ("train/",),
     "torch.utils.tensorboard": ("train/",),
     "tqdm": ("train/", "models/"),
-    "yaml": ("config/", "pipeline/", "cli/", "data/"),
+    "yaml": ("config/", "train/", "pipeline/", "cli/", "data/"),
     "sqlite3": ("data/text2sql/", "evaluate/", "rewards/"),
     "datasets": (),
     "pandas": (),
