@@ -233,6 +233,15 @@ def test_json_that_cannot_be_written_leaves_the_old_one(run, monkeypatch):
     assert not list(run.path.glob(".tmp*"))
 
 
+def test_json_comes_back_or_says_what_is_wrong(run):
+    run.write_json("a.json", {"a": 1})
+    assert run.read_json("a.json") == {"a": 1}
+    (run.path / "b.json").write_text("{", encoding="utf-8")
+    for name in ("b.json", "absent.json"):
+        with pytest.raises(UserError, match=name):
+            run.read_json(name)
+
+
 def test_log_lines_come_back_with_any_text(run):
     rows = [{"current_steps": 1, "text": "一\u2028二\n三"}, {"current_steps": 2}]
     run.append_jsonl("completions.jsonl", rows[0])

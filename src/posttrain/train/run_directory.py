@@ -126,8 +126,8 @@ class RunDirectory:
         if not (self.path / _ALL_RESULTS).is_file():
             return None
         try:
-            return int(json.loads((self.path / _TRAIN_RESULTS).read_text(encoding="utf-8"))["total_steps"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return int(self.read_json(_TRAIN_RESULTS)["total_steps"])
+        except (UserError, ValueError, KeyError, TypeError):
             return None
 
     def checkpoints(self) -> list[Path]:
@@ -214,6 +214,17 @@ class RunDirectory:
             temporary.unlink(missing_ok=True)
             raise self._failed_to_write(name, error) from error
         return target
+
+    def read_json(self, name: str) -> Any:
+        """What ``write_json`` wrote under this name.
+
+        Raises:
+            UserError: if it is not there or no longer JSON.
+        """
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path / name} cannot be read: {error}") from error
 
     def append_jsonl(self, name: str, *values: Mapping[str, Any]) -> None:
         """Add one line per value; lines of the logs hold their optimizer step as ``current_steps`` or ``step``."""
