@@ -76,6 +76,7 @@ class Engine:
         self.max_tokens = max_tokens or DEFAULT_MAX_TOKENS
         self.trained_tokens = 0
         self.computed_seconds = 0.0
+        self.device = next(roles.parameters()).device
         self._temperature = temperature
         self._seed = seed
         self._schedule = schedule
@@ -134,6 +135,7 @@ class Engine:
     def accumulate(self, algorithm: Algorithm, minibatch: Batch) -> None:
         """Forward, loss and backward of one optimizer step's rows; gradients add up until ``optimizer_step``."""
         began = time.perf_counter()
+        minibatch = minibatch.to(self.device)
         counts = unit_counts(minibatch)
         for piece in microbatches(minibatch, self.max_tokens):
             torch.manual_seed((self._seed * 1_000_003 + self.step) * 1009 + self._micro_step)  # dropout's
@@ -192,7 +194,7 @@ class Engine:
         self.roles.eval()
         try:
             for batch in batches:
-                for piece in microbatches(batch, self.max_tokens):
+                for piece in microbatches(batch.to(self.device), self.max_tokens):
                     ones = dict.fromkeys(unit_counts(piece), 1.0)
                     for group in self.roles.together(algorithm.trains):
                         with torch.no_grad():
@@ -230,6 +232,10 @@ class Engine:
         self.trained_tokens = int(counters["trained_tokens"])
         self.computed_seconds = float(counters["computed_seconds"])
         self.algorithm_state = AlgorithmState(**counters["algorithm_state"])
+
+    def load_weights(self, folder: Path) -> None:
+        """Take the trained weights of a checkpoint and nothing else."""
+        stored.read_weights(folder, self._named())
 
     def _named(self) -> dict[str, torch.nn.Parameter]:
         return {name: p for owned in self._parameters.values() for name, p in owned.items()}

@@ -31,10 +31,24 @@ def write(
     (folder / COUNTERS).write_text(json.dumps(dict(counters), indent=2), encoding="utf-8")
 
 
-def read(
-    folder: Path, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
-) -> dict[str, Any]:
+def read(folder: Path, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Any]:
     """Fill weights and moments from ``folder`` and return the counters.
+
+    Raises:
+        RunError: if the checkpoint was written for other parameters.
+    """
+    read_weights(folder, parameters)
+    for key, value in load_file(folder / OPTIMIZER).items():
+        name, moment = key.rsplit("|", 1)
+        parameter = parameters[name]
+        device = parameter.device if moment != "step" else torch.device("cpu")
+        optimizer.state[parameter][moment] = value.to(device)
+    counters: dict[str, Any] = json.loads((folder / COUNTERS).read_text(encoding="utf-8"))
+    return counters
+
+
+def read_weights(folder: Path, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Fill the parameters from ``folder``.
 
     Raises:
         RunError: if the checkpoint was written for other parameters.
@@ -49,10 +63,3 @@ def read(
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
-    for key, value in load_file(folder / OPTIMIZER).items():
-        name, moment = key.rsplit("|", 1)
-        parameter = parameters[name]
-        device = parameter.device if moment != "step" else torch.device("cpu")
-        optimizer.state[parameter][moment] = value.to(device)
-    counters: dict[str, Any] = json.loads((folder / COUNTERS).read_text(encoding="utf-8"))
-    return counters

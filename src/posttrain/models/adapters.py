@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from peft import LoraConfig
 from peft.functional import delete_adapter, inject_adapter_in_model, set_adapter
+from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -23,9 +24,11 @@ def linear_names(model: PreTrainedModel) -> list[str]:
     names = {
         name.rsplit(".", 1)[-1]
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head
+        if isinstance(module, nn.Linear | Conv1D | LoraLayer) and module is not head
+        # what an earlier adapter put inside a layer is not a layer of the model
+        if not name.endswith(".base_layer") and ".lora_" not in name
     }
-    return sorted(names - {"base_layer", "lm_head", "score"})
+    return sorted(names)
 
 
 def lora_config(
@@ -114,9 +117,9 @@ def adapter_parameters(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
     return {key: p for key, p in model.named_parameters() if f".{name}." in key}
 
 
-def lora_layers(model: nn.Module) -> Iterator[LoraLayer]:
-    """Every layer that carries adapters."""
-    return (module for module in model.modules() if isinstance(module, LoraLayer))
+def lora_layers(model: nn.Module) -> Iterator[LoraLinear]:
+    """Every linear layer that carries adapters."""
+    return (module for module in model.modules() if isinstance(module, LoraLinear))
 
 
 def wear(model: nn.Module, names: Sequence[str]) -> None:
@@ -128,12 +131,12 @@ def fold(model: PreTrainedModel, names: Sequence[str]) -> None:
     """Add adapters to the base weights for good and drop them: one addition now instead of one in every forward."""
     with torch.no_grad():
         for layer in lora_layers(model):
-            weight = layer.get_base_layer().weight
+            weight = _base_weight(layer)
             for name in names:
                 if name in layer.lora_A:
                     weight += layer.get_delta_weight(name).to(weight.dtype)
     for name in names:
-        delete_adapter(model, name)
+        delete_adapter(model, name, prefix="lora_")
 
 
 @contextmanager
@@ -146,13 +149,27 @@ def merged(model: PreTrainedModel, names: Sequence[str]) -> Iterator[None]:
     try:
         with torch.no_grad():
             for layer in lora_layers(model):
-                weight = layer.get_base_layer().weight
-                deltas = [layer.get_delta_weight(name) for name in names if name in layer.lora_A]
-                if deltas:
+                weight = _base_weight(layer)
+                worn = [name for name in names if name in layer.lora_A]
+                if worn:
                     pristine.append((weight, weight.data))
-                    weight.data = sum(deltas, weight.data)
+                    weight.data = _added(weight.data, [layer.get_delta_weight(name) for name in worn])
         wear(model, ())
         yield
     finally:
         for weight, data in pristine:
             weight.data = data
+
+
+def _base_weight(layer: LoraLinear) -> nn.Parameter:
+    weight = layer.get_base_layer().weight
+    assert isinstance(weight, nn.Parameter)
+    return weight
+
+
+def _added(weight: Tensor, deltas: Sequence[Tensor]) -> Tensor:
+    """A new tensor, weight + Σ deltas."""
+    total = weight + deltas[0]
+    for delta in deltas[1:]:
+        total += delta
+    return total

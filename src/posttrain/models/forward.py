@@ -117,7 +117,9 @@ def answer(
     return Outputs(**fields)
 
 
-def _language_head(model: PreTrainedModel, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _language_head(
+    model: PreTrainedModel, hidden: Tensor, targets: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy of its distribution, without ever holding [M, V]."""
     head = model.get_output_embeddings()
     text_config = model.config.get_text_config()

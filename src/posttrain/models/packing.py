@@ -147,7 +147,10 @@ def packed(batch: Batch, *, share_prefixes: bool = True) -> Packing:
                 positions += range(shared, len(row))
     device = batch.input_ids.device
     return Packing(
-        torch.tensor([tokens], device=device), torch.tensor([positions], device=device), index.to(device), tuple(segments)
+        torch.tensor([tokens], device=device),
+        torch.tensor([positions], device=device),
+        index.to(device),
+        tuple(segments),
     )
 
 

@@ -78,6 +78,12 @@ class SharedRoles(nn.Module):
             named |= {f"heads.{costume.head}.{name}": p for name, p in head.named_parameters()}
         return named
 
+    def head(self, name: str) -> ScalarHead:
+        """The "score" or "value" head."""
+        head = self.heads[name]
+        assert isinstance(head, ScalarHead)
+        return head
+
     def wear(self, names: tuple[str, ...]) -> None:
         """Activate exactly these adapters, then restore ``requires_grad`` from the role table.
 

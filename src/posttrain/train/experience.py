@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from posttrain.data import EncodedPrompt
+from posttrain.data.encode import EncodedPrompt
+from posttrain.data.template import pad_token_id
 from posttrain.rollout import Prompt, Sampler, SamplingParams
 from posttrain.types import RolloutBatch
 
@@ -28,8 +29,7 @@ def collect(
     completions = sampler.generate(asked, params, progress)
     rows = [(prompts[c.prompt_index], c) for c in completions]
     width = max(len(prompt.input_ids) + len(c.token_ids) for prompt, c in rows)
-    pad = tokenizer.pad_token_id or 0
-    input_ids = torch.full((len(rows), width), pad)
+    input_ids = torch.full((len(rows), width), pad_token_id(tokenizer))
     attention_mask = torch.zeros(len(rows), width, dtype=torch.bool)
     loss_mask = torch.zeros(len(rows), width, dtype=torch.bool)
     logprobs = torch.zeros(len(rows), width)
@@ -47,7 +47,7 @@ def collect(
         logprobs=logprobs,
         ended=torch.tensor([c.ended for _, c in rows]),
         prompts=tuple(prompt.text for prompt, _ in rows),
-        completions=tuple(tokenizer.decode(c.token_ids, skip_special_tokens=True) for _, c in rows),
+        completions=tuple(str(tokenizer.decode(c.token_ids, skip_special_tokens=True)) for _, c in rows),
         extras=tuple(prompt.extras for prompt, _ in rows),
     )
 

@@ -70,6 +70,7 @@ class Monitor:
         self._rises = not self._metric.endswith(("loss", "perplexity")) if rises is None else rises
         self._meter = Meter()
         self._saved: int | None = None
+        self._evaluated: int | None = None
         self._interrupted = False
         self.best = Best()
         self.evaluations: dict[str, float] = {}
@@ -113,8 +114,10 @@ class Monitor:
         """Measure the held-out rows now, log it, and remember whether it is the best."""
         if self._evaluate is None:
             return {}
+        if self._evaluated == step:
+            return self.evaluations
         self._progress.phase("evaluate")
-        self.evaluations = dict(self._evaluate())
+        self.evaluations, self._evaluated = dict(self._evaluate()), step
         self._log.log(step, self.evaluations, step / self._steps_per_epoch)
         value = self.evaluations.get(self._metric)
         if value is not None and step > 0:

@@ -87,8 +87,8 @@ def _order(config: RunConfig, rows: Rows, epoch: int, size: int) -> list[int]:
     seed = config.train.seed if config.train.data_seed is None else config.train.data_seed
     return epoch_order(
         len(rows.train),
-        seed,
-        epoch,
+        seed=seed,
+        epoch=epoch,
         shuffle=not config.train.disable_shuffling,
         lengths=rows.lengths,
         group_by_length=config.data.group_by_length,

@@ -1,4 +1,4 @@
-"""The online loop: sample, score, consult, credit, update; the same for every algorithm that learns from its own text."""
+"""The online loop: sample, score, consult, credit, update; the same for every algorithm that samples its own text."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.algorithms import OnlineAlgorithm
-from posttrain.data import EncodedPrompt
 from posttrain.data.batches import epoch_order
+from posttrain.data.encode import EncodedPrompt
 from posttrain.engine import Engine
 from posttrain.rewards import Reward
 from posttrain.rollout import Sampler, SamplingParams
 from posttrain.train.experience import collect, minibatches, sequence_kl
 from posttrain.train.gates import check_kl, check_ratio
 from posttrain.train.monitor import Monitor
-from posttrain.types import AlgorithmState, Role, RolloutBatch
+from posttrain.types import Role, RolloutBatch
 
 
 @dataclass
@@ -86,13 +85,13 @@ def fit(run: OnlineRun, iterations: int, monitor: Monitor, phase: Callable[[str,
         phase: shows what is going on: name, done, total.
 
     Returns:
-        The mean reward of each iteration run here.
+        The mean loss of each iteration run here.
 
     Raises:
         RunError: if a step-0 gate does not hold, or a loss is not finite.
     """
     engine, algorithm, watch = run.engine, run.algorithm, Stopwatch()
-    rewards = []
+    losses = []
     for iteration in range(engine.iteration, iterations):
         with watch.phase("generate"):
             batch = rollout(run, iteration, take(run, iteration), phase)
@@ -104,16 +103,17 @@ def fit(run: OnlineRun, iterations: int, monitor: Monitor, phase: Callable[[str,
             batch = engine.consult(algorithm.consults, batch)
         if iteration == 0:
             check_kl(batch, run.tolerance)
-        batch, state = algorithm.credit(engine.gathered(batch), engine.algorithm_state)
+        before = engine.algorithm_state
+        batch, engine.algorithm_state = algorithm.credit(engine.gathered(batch), before)
         with watch.phase("train"):
             stats = update(run, iteration, batch, phase)
-        engine.iteration, engine.algorithm_state = iteration + 1, state
-        stats |= algorithm.statistics(batch) | watch.take(_live_tokens(batch, run.epochs))
-        rewards.append(stats["reward_mean"])
+        engine.iteration = iteration + 1
+        stats |= algorithm.statistics(batch, before) | watch.take(_live_tokens(batch, run.epochs))
+        losses.append(stats["loss"])
         run.record(iteration + 1, batch)
         if monitor.after_step(iteration + 1, stats):
             break
-    return rewards
+    return losses
 
 
 def _live_tokens(batch: RolloutBatch, epochs: int) -> dict[str, float]:
@@ -130,7 +130,7 @@ def take(run: OnlineRun, iteration: int) -> list[EncodedPrompt]:
     for position in range(iteration * run.num_prompts, (iteration + 1) * run.num_prompts):
         epoch, place = divmod(position, count)
         if order[0] != epoch:
-            order = (epoch, epoch_order(count, run.seed, epoch, shuffle=run.shuffle))
+            order = (epoch, epoch_order(count, seed=run.seed, epoch=epoch, shuffle=run.shuffle))
         taken.append(run.prompts[order[1][place]])
     return taken
 
@@ -148,7 +148,7 @@ def rollout(
             params,
             group_size=run.algorithm.group_size,
             progress=lambda done, total: phase("generate", done, total),
-        )
+        ).to(run.engine.device)
 
 
 def update(
@@ -184,7 +184,7 @@ def held_out(run: OnlineRun, prompts: Sequence[EncodedPrompt]) -> Callable[[], d
     def evaluate() -> dict[str, float]:
         began = time.perf_counter()
         with run.engine.weights(Role.ACTOR):
-            batch = collect(run.sampler, run.tokenizer, prompts, greedy, group_size=1)
+            batch = collect(run.sampler, run.tokenizer, prompts, greedy, group_size=1).to(run.engine.device)
         rewards = run.reward(batch)
         # greedy log-probabilities are recorded at temperature 1
         batch = run.engine.consult((Role.REFERENCE,), batch, temperature=1.0)

@@ -1,0 +1,324 @@
+"""From a configuration to dressed roles: which backbone is loaded, what each role wears, what a run saves."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from posttrain.config import MethodConfig, RunConfig
+from posttrain.errors import UserError
+from posttrain.models.adapter_files import write_adapter
+from posttrain.models.adapters import adapter_state, add_adapter, fold, lora_config
+from posttrain.models.chains import Link, base_of, chain, common_prefix
+from posttrain.models.fetch import resolve_model
+from posttrain.models.forward import prepare_trunk
+from posttrain.models.heads import ScalarHead
+from posttrain.models.lineage import Backbone, Lineage, check_backbone, fingerprint, read_lineage, write_lineage
+from posttrain.models.load import disable_dropout, load_causal_lm
+from posttrain.models.roles import Costume, SharedRoles
+from posttrain.types import Role
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assembly:
+    """Roles ready to run, and how their result is written.
+
+    Attributes:
+        roles: the role table over the backbone.
+        own: name of the adapter the run saves; None saves the whole model.
+        own_config: its LoRA configuration.
+        base_name: ``model_name_or_path`` as the result should name it.
+        lineage: recorded beside the result.
+        notes: sentences for the user about what was assembled.
+    """
+
+    roles: SharedRoles
+    own: str | None
+    own_config: LoraConfig | None
+    base_name: str
+    lineage: Lineage
+    notes: tuple[str, ...] = ()
+
+    def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Write what was trained as a folder that peft or transformers load: weights, head, tokenizer, lineage."""
+        folder.mkdir(parents=True, exist_ok=True)
+        backbone = self.roles.backbone
+        if self.own is None:
+            backbone.save_pretrained(folder)
+        elif self.own_config is not None:
+            state = adapter_state(backbone, self.own)
+            write_adapter(folder, self.own_config, state, base_model_name_or_path=self.base_name)
+        if Role.ACTOR not in self.roles.costumes:
+            self.roles.head("score").save(folder)
+        tokenizer.save_pretrained(folder)
+        write_lineage(folder, self.lineage)
+
+
+def device() -> torch.device:
+    """Where models run: the GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_backbone(config: RunConfig, name_or_path: str | None = None) -> PreTrainedModel:
+    """The base model of a configuration, frozen, its dtype chosen for the device."""
+    model = config.model
+    asked = "bfloat16" if config.train.bf16 else "float16" if config.train.fp16 else model.dtype
+    where = device()
+    folder = resolve_model(
+        name_or_path or model.model_name_or_path, revision=model.model_revision, cache_dir=model.cache_dir
+    )
+    loaded = load_causal_lm(
+        folder,
+        dtype="float32" if where.type == "cpu" else asked,
+        device=where,
+        trust_remote_code=model.trust_remote_code,
+    )
+    loaded.requires_grad_(False)
+    return loaded
+
+
+def offline_assembly(config: RunConfig) -> Assembly:
+    """One trained role: the actor (pt, sft) or the reward (rm), on the adapters given as parents.
+
+    LoRA continues the last adapter of ``adapter_name_or_path`` unless ``create_new_adapter``.
+    """
+    method, role = config.method, Role.REWARD if config.method.stage == "rm" else Role.ACTOR
+    links = chain(config.model.adapter_name_or_path)
+    if links and method.finetuning_type != "lora":
+        raise UserError(
+            f"adapter_name_or_path is set, but finetuning_type is {method.finetuning_type}: adapters are trained with "
+            "lora only. Export them into a model first (posttrain export), then train that."
+        )
+    backbone = load_backbone(config)
+    mark = fingerprint(backbone)
+    notes = _checked(config, links, mark, "adapter_name_or_path")
+    head = "score" if role is Role.REWARD else "lm_head"
+    heads = {"score": _score_head(config, backbone, links)} if role is Role.REWARD else {}
+    if method.finetuning_type != "lora":
+        roles = SharedRoles(
+            backbone,
+            {role: Costume(wears=(), head=head, trains="base")},
+            heads,
+            base_trains=base_parameters(backbone, method),
+        )
+        own_config = None
+    else:
+        continues = bool(links) and not method.create_new_adapter
+        parents = links[:-1] if continues else links
+        own_config = links[-1].files.config if continues else _own_config(config, backbone)
+        _wear_for_good(backbone, parents)
+        add_adapter(backbone, role, own_config, links[-1].files.state if continues else None, seed=config.train.seed)
+        roles = SharedRoles(backbone, {role: Costume(wears=(role,), head=head, trains=role)}, heads)
+        links = parents
+    _finish(config, backbone)
+    return Assembly(
+        roles=roles,
+        own=role if own_config else None,
+        own_config=own_config,
+        base_name=config.model.model_name_or_path,
+        lineage=_lineage(config, mark, links),
+        notes=notes,
+    )
+
+
+def online_assembly(config: RunConfig) -> Assembly:
+    """The four roles of PPO over one backbone; see the role table in the design page.
+
+    Where the reward adapter stands on the base and ``model_name_or_path`` is that base merged with an SFT adapter by
+    us, the base is what is loaded: actor and reference wear the SFT adapter, the reward what it was trained on.
+
+    Raises:
+        UserError: if reward and actor stand on different backbones.
+    """
+    method, ppo = config.method, config.ppo
+    if method.finetuning_type != "lora":
+        raise UserError(
+            f"stage {method.stage} with finetuning_type: {method.finetuning_type} needs separate models for each "
+            "role; train it with finetuning_type: lora, where four roles share one backbone."
+        )
+    reward_links = chain([_adapter_folder(config)])
+    if reward_links[-1].files.head is None:
+        raise UserError(
+            f"reward_model: {reward_links[-1].folder} has no reward head (value_head.safetensors). Give the folder "
+            "that stage rm wrote; an adapter alone cannot score."
+        )
+    backbone, mark, actor_links, notes = _common_backbone(config, reward_links)
+    notes += _checked(config, reward_links, mark, "reward_model")
+    shared = common_prefix((actor_links, reward_links[:-1]))
+    _wear_for_good(backbone, actor_links[:shared])
+    actor_parents = _put_on(backbone, actor_links[shared:], "parent")
+    reward_wears = _put_on(backbone, reward_links[shared:-1], "reward_parent")
+    add_adapter(backbone, "reward", reward_links[-1].files.config, reward_links[-1].files.state)
+    own_config = _own_config(config, backbone)
+    add_adapter(backbone, "actor", own_config, seed=config.train.seed)
+    costumes = {
+        Role.REFERENCE: Costume(wears=actor_parents, head="lm_head"),
+        Role.ACTOR: Costume(wears=(*actor_parents, "actor"), head="lm_head", trains="actor"),
+        Role.REWARD: Costume(wears=(*reward_wears, "reward"), head="score"),
+    }
+    width = int(backbone.config.get_text_config().hidden_size)
+    heads = {"score": ScalarHead.load(reward_links[-1].folder, width), "value": ScalarHead(width, "value")}
+    if ppo.critic == "adapter":
+        add_adapter(backbone, "critic", own_config, seed=config.train.seed)
+        wears = (*reward_wears, "reward", "critic")
+        costumes[Role.CRITIC] = Costume(wears=wears, head="value", trains="critic")
+        heads["value"] = heads["score"].rescaled(1.0, 0.0)
+    else:
+        costumes[Role.CRITIC] = Costume(wears=(*actor_parents, "actor"), head="value", trains="actor")
+    heads = {name: head.to(device()) for name, head in heads.items()}
+    roles = SharedRoles(backbone, costumes, heads)
+    _finish(config, backbone)
+    return Assembly(
+        roles=roles,
+        own="actor",
+        own_config=own_config,
+        base_name=config.model.model_name_or_path,
+        lineage=_online_lineage(config, mark, actor_links),
+        notes=notes,
+    )
+
+
+def base_parameters(model: PreTrainedModel, method: MethodConfig) -> frozenset[str]:
+    """Names of the backbone parameters that full or freeze fine-tuning trains.
+
+    Raises:
+        UserError: if freeze names layers or modules that the model does not have.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    if method.finetuning_type == "full":
+        return frozenset(names)
+    count = int(model.config.get_text_config().num_hidden_layers)
+    layers = next(n for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count)
+    wanted = method.freeze_trainable_layers
+    if wanted == 0 or abs(wanted) > count:
+        raise UserError(
+            f"freeze_trainable_layers is {wanted}; the model has {count} layers: use 1 to {count} or negatives"
+        )
+    chosen = range(count - wanted, count) if wanted > 0 else range(-wanted)
+    prefixes = tuple(f"{layers}.{i}." for i in chosen)
+    modules = method.freeze_trainable_modules
+    inside = [n for n in names if n.startswith(prefixes) and (modules == ("all",) or any(m in n for m in modules))]
+    outside = [n for n in names if any(m in n for m in method.freeze_extra_modules) and not n.startswith(f"{layers}.")]
+    if not inside:
+        raise UserError(f"freeze_trainable_modules: no parameter of the chosen layers is called {', '.join(modules)}")
+    return frozenset(inside + outside)
+
+
+def _common_backbone(
+    config: RunConfig, reward_links: Sequence[Link]
+) -> tuple[PreTrainedModel, str, tuple[Link, ...], tuple[str, ...]]:
+    """The backbone both actor and reward stand on, its fingerprint, and the actor's parents on it."""
+    actor_links = chain(config.model.adapter_name_or_path)
+    backbone = load_backbone(config)
+    mark = fingerprint(backbone)
+    notes = _checked(config, actor_links, mark, "adapter_name_or_path")
+    wanted = base_of(reward_links)
+    folder = resolve_model(config.model.model_name_or_path, cache_dir=config.model.cache_dir)
+    merged = read_lineage(folder)
+    if wanted is None or wanted.base.fingerprint == mark:
+        return backbone, mark, actor_links, notes
+    if merged is None or not merged.merged or merged.base.fingerprint != wanted.base.fingerprint:
+        return backbone, mark, actor_links, notes  # the check of the reward chain says what differs
+    del backbone
+    base = load_backbone(config, merged.base.name_or_path)
+    if fingerprint(base) != merged.base.fingerprint:
+        raise UserError(
+            f"{folder} was merged from {merged.base.name_or_path}, whose weights have changed since. reward_model was "
+            "trained on the old ones; put them back, or train the reward model on the merged model."
+        )
+    parents = chain([parent.path for parent in merged.parents])
+    note = (
+        f"{config.model.model_name_or_path} is {merged.base.name_or_path} with {len(parents)} adapter(s) merged in, "
+        "and the reward model was trained on that base: one backbone in memory serves all four roles."
+    )
+    return base, merged.base.fingerprint, (*parents, *actor_links), (*notes, note)
+
+
+def _adapter_folder(config: RunConfig) -> str:
+    if config.ppo.reward_model is None:
+        raise UserError("stage ppo needs reward_model: the folder that stage rm wrote")
+    return config.ppo.reward_model
+
+
+def _checked(config: RunConfig, links: Sequence[Link], mark: str, key: str) -> tuple[str, ...]:
+    notes = [
+        check_backbone(
+            link.files.lineage,
+            mark,
+            folder=link.folder,
+            key=key,
+            backbone=config.model.model_name_or_path,
+            allow_mismatch=config.ppo.allow_mismatch,
+        )
+        for link in links
+    ]
+    return tuple(note for note in notes if note)
+
+
+def _own_config(config: RunConfig, backbone: PreTrainedModel) -> LoraConfig:
+    method = config.method
+    return lora_config(
+        backbone,
+        rank=method.lora_rank,
+        alpha=method.lora_alpha or 2 * method.lora_rank,
+        dropout=0.0 if method.stage == "ppo" else method.lora_dropout,
+        targets=method.lora_target,
+        use_rslora=method.use_rslora,
+    )
+
+
+def _put_on(backbone: PreTrainedModel, links: Sequence[Link], prefix: str) -> tuple[str, ...]:
+    names = tuple(f"{prefix}{number}" for number in range(len(links)))
+    for name, link in zip(names, links, strict=True):
+        add_adapter(backbone, name, link.files.config, link.files.state)
+    return names
+
+
+def _wear_for_good(backbone: PreTrainedModel, links: Sequence[Link]) -> None:
+    """Adapters that every role wears and nobody trains are added to the base weights once."""
+    fold(backbone, _put_on(backbone, links, "parent"))
+
+
+def _score_head(config: RunConfig, backbone: PreTrainedModel, links: Sequence[Link]) -> ScalarHead:
+    width = int(backbone.config.get_text_config().hidden_size)
+    if links and not config.method.create_new_adapter and links[-1].files.head is not None:
+        head = ScalarHead.load(links[-1].folder, width)
+    else:
+        head = ScalarHead(width, "score", generator=torch.Generator().manual_seed(config.train.seed))
+    return head.to(device())
+
+
+def _finish(config: RunConfig, backbone: PreTrainedModel) -> None:
+    """Packed attention, activation checkpointing, and no dropout where log-probabilities must repeat."""
+    if config.method.stage == "ppo":
+        disable_dropout(backbone)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        prepare_trunk(backbone)
+    if config.train.gradient_checkpointing:
+        backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def _lineage(config: RunConfig, mark: str, links: Sequence[Link]) -> Lineage:
+    return Lineage(
+        stage=config.method.stage,
+        base=Backbone(name_or_path=config.model.model_name_or_path, fingerprint=mark),
+        parents=tuple(link.parent for link in links),
+    )
+
+
+def _online_lineage(config: RunConfig, mark: str, actor_links: Sequence[Link]) -> Lineage:
+    """What the actor stands on as users see it: the model they named, and the adapters they named."""
+    folder = resolve_model(config.model.model_name_or_path, cache_dir=config.model.cache_dir)
+    merged = read_lineage(folder)
+    if merged is not None and merged.weights is not None and merged.weights != mark:
+        count = len(merged.parents)
+        return _lineage(config, merged.weights, actor_links[count:])
+    return _lineage(config, mark, actor_links)

@@ -1,0 +1,144 @@
+"""The parts of a run, and those that follow from the configuration alone: its length and its engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from posttrain.algorithms import PPO, SFT, BradleyTerry
+from posttrain.config import RunConfig
+from posttrain.data.datasets import Splits
+from posttrain.engine import Engine, OptimizerSettings
+from posttrain.errors import UserError
+from posttrain.models.assemble import Assembly
+from posttrain.models.roles import SharedRoles
+from posttrain.train.run_directory import RunDirectory
+from posttrain.train.schedule import StepsPlan, learning_rate_factor, steps_plan
+from posttrain.types import Role
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of, in the order in which it is made."""
+
+    config: RunConfig
+    directory: RunDirectory
+    tokenizer: PreTrainedTokenizerBase
+    splits: Splits
+    plan: StepsPlan
+    assembly: Assembly
+    engine: Engine
+
+    @property
+    def steps_done(self) -> int:
+        """Steps as the user counts them: PPO iterations, else optimizer steps."""
+        return self.engine.iteration if self.config.method.stage == "ppo" else self.engine.step
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows (pt, sft), pairs (rm) or completions (ppo) of one step."""
+        buffered = self.config.ppo.ppo_buffer_size if self.config.method.stage == "ppo" else 1
+        return optimizer_rows(self.config) * buffered
+
+    def save(self, folder: Path) -> None:
+        """Fill a checkpoint folder: the model as users load it, and what resuming needs."""
+        self.assembly.save(folder, self.tokenizer)
+        if not self.config.train.save_only_model:
+            self.engine.save(folder)
+
+
+def optimizer_rows(config: RunConfig) -> int:
+    """Rows, pairs or completions of one optimizer step."""
+    return config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
+
+
+def make_plan(config: RunConfig, num_rows: int) -> StepsPlan:
+    """How long the run is: optimizer steps, in stage ppo iterations.
+
+    One PPO iteration takes batch x accumulation x ``ppo_buffer_size`` completions, ``num_return_sequences`` of each
+    prompt.
+
+    Raises:
+        UserError: if completions and prompts of an iteration do not divide.
+    """
+    settings = config.train
+    if config.method.stage != "ppo":
+        size, accumulation = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
+    else:
+        group, minibatch = config.generation.num_return_sequences, optimizer_rows(config)
+        if minibatch % group:
+            raise UserError(
+                f"num_return_sequences: {group} does not divide per_device_train_batch_size x "
+                f"gradient_accumulation_steps = {minibatch}; a step takes whole groups of completions"
+            )
+        size, accumulation = minibatch * config.ppo.ppo_buffer_size // group, 1
+    return steps_plan(
+        num_rows,
+        size,
+        accumulation,
+        settings.num_train_epochs,
+        settings.max_steps,
+        warmup_steps=settings.warmup_steps,
+        warmup_ratio=settings.warmup_ratio,
+    )
+
+
+def make_algorithm(config: RunConfig) -> SFT | BradleyTerry | PPO:
+    """The stage's algorithm with the hyperparameters of the configuration."""
+    if config.method.stage == "rm":
+        return BradleyTerry(center_rewards_coef=config.reward_model.center_rewards_coef)
+    if config.method.stage != "ppo":
+        return SFT()
+    ppo = config.ppo
+    return PPO(
+        kl_coef=ppo.kl_coef,
+        kl_target=ppo.ppo_target if ppo.ppo_target and ppo.ppo_target > 0 else None,
+        kl_horizon=ppo.kl_horizon,
+        kl_estimator=ppo.kl_estimator,
+        clip=ppo.clip_range,
+        value_clip=ppo.clip_range_value,
+        value_coef=ppo.value_coef,
+        gamma=ppo.gamma,
+        gae_lambda=ppo.gae_lambda,
+        reward_clip=ppo.reward_clip,
+        normalize_rewards=ppo.ppo_score_norm,
+        whiten_rewards=ppo.ppo_whiten_rewards,
+        whiten_advantages=ppo.whiten_advantages,
+        entropy_coef=ppo.entropy_coef,
+        group_size=config.generation.num_return_sequences,
+    )
+
+
+def make_engine(config: RunConfig, roles: SharedRoles, plan: StepsPlan) -> Engine:
+    """The engine, its optimizer and its learning rate schedule (over optimizer steps)."""
+    settings, per_step = config.train, 1
+    if config.method.stage == "ppo":
+        per_step = config.ppo.ppo_epochs * config.ppo.ppo_buffer_size
+    critic_rate = config.ppo.value_learning_rate
+    optimizer = OptimizerSettings(
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        eps=settings.adam_epsilon,
+        max_grad_norm=settings.max_grad_norm,
+        role_learning_rates={Role.CRITIC: critic_rate} if critic_rate else {},
+    )
+    schedule = partial(
+        learning_rate_factor,
+        total=plan.total * per_step,
+        warmup=plan.warmup * per_step,
+        kind=settings.lr_scheduler_type,
+    )
+    online = config.method.stage == "ppo"
+    return Engine(
+        roles,
+        make_algorithm(config),
+        optimizer,
+        schedule,
+        temperature=config.generation.temperature if online and config.generation.do_sample else 1.0,
+        max_tokens=settings.max_tokens_per_microbatch,
+        seed=settings.seed,
+    )

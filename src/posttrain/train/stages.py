@@ -1,0 +1,168 @@
+"""The two kinds of stage behind one face: how each makes its batches, measures itself and runs its loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Protocol
+
+import torch
+
+from posttrain.algorithms import PPO
+from posttrain.algorithms.running import reward_std, with_rewards
+from posttrain.data.batches import collate, collate_pairs, lengths_of
+from posttrain.data.template import pad_token_id
+from posttrain.errors import UserError
+from posttrain.models.forward import is_packed
+from posttrain.rewards import RoleReward
+from posttrain.rollout import SamplingParams, SlotSampler
+from posttrain.train import offline, online
+from posttrain.train.experience import sequence_kl
+from posttrain.train.monitor import Monitor
+from posttrain.train.parts import Parts, make_algorithm, optimizer_rows
+from posttrain.train.progress import Progress
+from posttrain.types import AlgorithmState, Role, RolloutBatch
+
+# float32 differs between sampling and training by summation order only; half precision by its rounding.
+GATE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+
+
+class Stage(Protocol):
+    """What ``run`` needs of a stage.
+
+    Attributes:
+        default_metric: what "best" means unless configured. measures_before: whether step 0 is evaluated.
+        evaluate: measures the held-out rows; None when there are none.
+    """
+
+    default_metric: str
+    measures_before: bool
+    evaluate: Callable[[], Mapping[str, float]] | None
+
+    def fit(self, monitor: Monitor) -> float:
+        """Run the loop to its end; returns the mean training loss."""
+        ...
+
+
+def make_stage(parts: Parts, progress: Progress) -> Stage:
+    """The stage that the configuration names."""
+    return OnlineStage(parts, progress) if parts.config.method.stage == "ppo" else OfflineStage(parts)
+
+
+class OfflineStage:
+    """pt, sft and rm: a fixed dataset."""
+
+    default_metric = "eval_loss"
+
+    def __init__(self, parts: Parts) -> None:
+        """Prepare batches and evaluation."""
+        config = parts.config
+        pad = pad_token_id(parts.tokenizer)
+        make_batch = partial(collate_pairs if config.method.stage == "rm" else collate, pad_id=pad)
+        splits = parts.splits
+        self._rows = offline.Rows(splits.train, splits.validation, lengths_of(splits.train), make_batch)
+        self._parts = parts
+        self._algorithm = make_algorithm(config)
+        self.measures_before = config.method.stage == "pt"
+        self.evaluate: Callable[[], Mapping[str, float]] | None = None
+        if splits.validation:
+            self.evaluate = offline.evaluation(config, parts.engine, self._algorithm, self._rows)
+
+    def fit(self, monitor: Monitor) -> float:
+        """See ``Stage.fit``."""
+        return offline.fit(
+            self._parts.config, self._parts.engine, self._algorithm, self._rows, self._parts.plan, monitor
+        )
+
+
+class OnlineStage:
+    """ppo: prompts, completions of the actor, rewards."""
+
+    default_metric = "eval_reward"
+    measures_before = True
+
+    def __init__(self, parts: Parts, progress: Progress) -> None:
+        """Put sampler, reward and gates together."""
+        config, roles = parts.config, parts.assembly.roles
+        if not is_packed(roles.backbone):
+            raise UserError(
+                f"{type(roles.backbone).__name__} cannot run with packed attention, which sampling needs; stages pt, "
+                "sft and rm do train it."
+            )
+        algorithm = make_algorithm(config)
+        assert isinstance(algorithm, PPO)
+        rows = optimizer_rows(config)
+        seed = config.train.seed if config.train.data_seed is None else config.train.data_seed
+        self._parts, self._progress, self._algorithm = parts, progress, algorithm
+        self._run = online.OnlineRun(
+            engine=parts.engine,
+            algorithm=algorithm,
+            sampler=SlotSampler(roles.backbone, num_slots=config.ppo.num_rollout_slots),
+            reward=RoleReward(parts.engine.scores),
+            tokenizer=parts.tokenizer,
+            prompts=parts.splits.train,
+            num_prompts=rows * config.ppo.ppo_buffer_size // algorithm.group_size,
+            sampling=sampling_params(parts),
+            epochs=config.ppo.ppo_epochs,
+            minibatch_size=rows,
+            seed=seed,
+            shuffle=not config.train.disable_shuffling,
+            tolerance=config.ppo.gate_tolerance or GATE_TOLERANCE[roles.backbone.dtype],
+            on_first_rewards=self._calibrate_critic,
+            record=self._record,
+        )
+        self.evaluate: Callable[[], Mapping[str, float]] | None = None
+        if parts.splits.validation:
+            self.evaluate = online.held_out(self._run, parts.splits.validation)
+
+    def fit(self, monitor: Monitor) -> float:
+        """See ``Stage.fit``."""
+        losses = online.fit(self._run, self._parts.plan.total, monitor, self._progress.phase)
+        return sum(losses) / max(len(losses), 1)
+
+    def _calibrate_critic(self, batch: RolloutBatch) -> None:
+        """A critic that starts from the reward head is put on the scale of the normalised rewards."""
+        roles = self._parts.assembly.roles
+        starts_from_reward = roles.costumes[Role.CRITIC].wears != roles.costumes[Role.ACTOR].wears
+        if not (starts_from_reward and self._algorithm.normalize_rewards) or batch.rewards is None:
+            return
+        seen = with_rewards(AlgorithmState(), batch.rewards)
+        std = reward_std(seen) + 1e-8
+        head = roles.head("value")
+        with torch.no_grad():
+            head.weight.div_(std)
+            head.bias.sub_(seen.reward_mean).div_(std)
+
+    def _record(self, iteration: int, batch: RolloutBatch) -> None:
+        """Every completion of the iteration into ``completions.jsonl``."""
+        columns = zip(
+            batch.prompts,
+            batch.completions,
+            batch.rewards.tolist() if batch.rewards is not None else [],
+            sequence_kl(batch).tolist(),
+            batch.loss_mask.sum(dim=1).tolist(),
+            batch.ended.tolist(),
+            strict=True,
+        )
+        names = ("prompt", "completion", "reward", "kl", "response_length", "ended")
+        rows = [{"step": iteration, **dict(zip(names, row, strict=True))} for row in columns]
+        self._parts.directory.append_jsonl("completions.jsonl", *rows)
+
+
+def sampling_params(parts: Parts) -> SamplingParams:
+    """How rollouts are drawn."""
+    generation, template = parts.config.generation, parts.splits.template
+    if template is None:
+        raise UserError("an online stage needs prompts rendered by a chat template")
+    return SamplingParams(
+        max_new_tokens=generation.max_new_tokens,
+        min_new_tokens=generation.min_new_tokens,
+        temperature=generation.temperature,
+        top_k=generation.top_k,
+        top_p=generation.top_p,
+        min_p=generation.min_p,
+        repetition_penalty=generation.repetition_penalty,
+        do_sample=generation.do_sample,
+        stop_token_ids=template.stop_token_ids,
+        seed=parts.config.train.seed,
+    )
