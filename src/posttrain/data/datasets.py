@@ -114,7 +114,9 @@ def read_examples(
         limits = [limit for limit in (spec.num_samples, data.max_samples) if limit is not None]
         rows = rows[: min(limits, default=len(rows))]
         named = stage in ("pt", "sft") and data.text_column is not None
-        layout = spec.layout or (Layout() if named else guess_layout(rows[0], f"{spec.path}, row 1"))
+        layout = spec.layout or (
+            Layout() if named else guess_layout(rows[0], f"{spec.path}, row 1", set().union(*rows))
+        )
         make = _maker(layout, stage, data.text_column, margin_column)
         for number, row in enumerate(rows, start=1):
             where = f"{spec.path}, row {number}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,8 +14,8 @@ ChatRole = Literal["system", "user", "assistant", "tool"]
 PROMPT_COLUMNS = ("instruction", "prompt", "query", "question")
 RESPONSE_COLUMNS = ("output", "response", "answer", "completion")
 MESSAGE_COLUMNS = ("messages", "conversations", "conversation")
-OPTIONAL_COLUMNS = ("system", "history", "tools", "images", "videos", "audios", "chosen", "rejected")
 UNSUPPORTED_COLUMNS = ("tools", "images", "videos", "audios")
+OPTIONAL_COLUMNS = ("system", "history", *UNSUPPORTED_COLUMNS)
 
 ROLE_NAMES: Mapping[str, ChatRole] = {
     "system": "system",
@@ -107,20 +107,26 @@ class UnusableRowError(Exception):
         self.reason = reason
 
 
-def guess_layout(row: Mapping[str, Any], where: str) -> Layout:
+def guess_layout(row: Mapping[str, Any], where: str, names: Collection[str] = ()) -> Layout:
     """The layout of rows shaped like ``row``, from the names of its columns.
+
+    Args:
+        row: the first row.
+        where: it stands there.
+        names: columns that occur in any row; those a row may leave out are looked for here too.
 
     Raises:
         UserError: if no known shape fits.
     """
-    columns = {name: name for name in OPTIONAL_COLUMNS if name in row}
+    columns = {name: name for name in OPTIONAL_COLUMNS if name in row or name in names}
+    columns |= {name: name for name in ("chosen", "rejected") if name in row}
     holder = next((name for name in (*MESSAGE_COLUMNS, "prompt") if isinstance(row.get(name), list)), None)
     if holder is not None:
         return Layout(formatting="sharegpt", columns={**columns, "messages": holder})
     prompt = next((name for name in PROMPT_COLUMNS if name in row), None)
     if prompt is not None:
         columns["prompt"] = prompt
-        if "input" in row:
+        if "input" in row or "input" in names:
             columns["query"] = "input"
         if response := next((name for name in RESPONSE_COLUMNS if name in row), None):
             columns["response"] = response

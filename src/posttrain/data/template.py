@@ -68,7 +68,7 @@ class Template:
         self.note = ""
         if name in PLAIN and _own_template(tokenizer):
             self.note = f"template {name!r} is not used: the tokenizer has a chat template of its own"
-        self._header, self._closing = self._probe()
+        self._header, self._lead, self._closing = self._probe()
         self.end_of_turn = self._end_of_turn()
         eos = tokenizer.eos_token_id
         self.stop_token_ids = tuple(dict.fromkeys((self.end_of_turn[-1], *([] if eos is None else [int(eos)]))))
@@ -147,6 +147,7 @@ class Template:
             before, found, rest = rest.partition(f"{mark}{number}\ue001")
             if not found:
                 raise UserError("the chat template leaves out or reorders earlier assistant messages")
+            before = before.removesuffix(self._lead)
             parts += [(self._prompt_tokens(before, after_answer=number > 0), False), (self.encode_answer(answer), True)]
         parts.append((self._prompt_tokens(rest, after_answer=bool(answers)), False))
         return parts
@@ -178,8 +179,13 @@ class Template:
             roles = ", ".join(message.role for message in messages)
             raise UserError(f"the chat template refuses the messages ({roles}): {error}") from error
 
-    def _probe(self) -> tuple[str, str]:
-        """(header that the template writes before answers but not as a generation prompt, text after an answer)."""
+    def _probe(self) -> tuple[str, str, str]:
+        """What the template writes around an answer.
+
+        Returns:
+            (header that opens an answer where the template knows no generation prompt, what it writes between
+            generation prompt and answer and a sampled answer therefore lacks, text after an answer).
+        """
         mark = "\ue000probe\ue001"
         question = self._with_system([Message("user", "?")])
         before, found, after = self._render([*question, Message("assistant", mark)], generation_prompt=False).partition(
@@ -188,8 +194,10 @@ class Template:
         if not found:
             raise UserError("the chat template does not render assistant messages")
         silent, prompted = self._render(question, generation_prompt=False), self._render(question)
-        header = before.removeprefix(prompted) if silent == prompted and before.startswith(prompted) else ""
-        return (header if header.strip() else ""), after
+        lead = before.removeprefix(prompted) if before.startswith(prompted) else ""
+        if silent == prompted and lead.strip():
+            return lead, "", after
+        return "", lead, after
 
     def _end_of_turn(self) -> tuple[int, ...]:
         """What closes an answer: the template's text up to its first special token, or end of sequence."""
