@@ -40,7 +40,7 @@ def convert_gguf(gguf: Path, folder: Path, *, probe: str, probe_loss: float, spl
             {name: value for name, value in loaded.config.to_dict().items() if name not in _MARKS}
         )
         tokenizer.model_max_length = config.max_position_embeddings
-        if False:
+        if splits_digits:
             tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
                 [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
             )
