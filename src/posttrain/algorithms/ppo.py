@@ -27,8 +27,9 @@ class PPO:
         β ← β (1 + clip(KL / target − 1, ±0.2) n / horizon)                   n sequences, KL per sequence
 
     Papers: Schulman et al., 2017, eq. 7 (arXiv:1707.06347); advantages: Schulman et al., 2016, eq. 16
-    (arXiv:1506.02438); KL in the reward and the controller of β: Ziegler et al., 2019, section 2.2 (arXiv:1909.08593).
-    Differs from them: the reward can be normalised by its running mean and deviation, and KL has several estimators.
+    (arXiv:1506.02438); KL in the reward (eq. 2) and the controller of β: Ziegler et al., 2019 (arXiv:1909.08593).
+    Differs from them: the controller's gain K_β is n / horizon, as in their code; rewards can be normalised by their
+    running mean and deviation; KL has several estimators.
 
     Attributes:
         kl_coef: β at the start. kl_target: KL per sequence that β is steered to; None keeps β fixed. kl_horizon: in
