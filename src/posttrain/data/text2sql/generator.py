@@ -33,7 +33,11 @@ DATASET_INFO: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+# File name -> its rows, drawn as they are read, and how many there will be.
+Plan = Mapping[str, tuple[Iterable[dict[str, Any]], int]]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What was written.
 
@@ -80,7 +84,7 @@ def generate(
         seed: of every choice.
         num_pretrain, num_pretrain_heldout: documents. num_sft, num_prompts, num_heldout: questions.
         num_pairs, num_heldout_pairs: preference pairs.
-        languages: "en", "zh" or both; chinese_share: of all rows when both.
+        languages: "en", "zh" or both. chinese_share: of all rows when both.
         num_tables: concrete tables, one SQLite file each, a fifth of them held out.
         domains: subjects to draw from; None is all of the package.
         max_columns: at least 3.
@@ -94,13 +98,15 @@ def generate(
     """
     domains = tuple(load_domains() if domains is None else domains)
     share = _language_share(languages, chinese_share)
-    _check(domains, num_tables, max_columns)
+    _check(directory, domains, num_tables, max_columns)
     rng = Random(f"text2sql {seed}")
-    training, heldout = _split(domains, rng)
-    num_heldout_tables = max(2, round(num_tables * HELDOUT_SHARE))
-    train = _pool(training, num_tables - num_heldout_tables, share, rng, max_columns, directory)
-    test = _pool(heldout, num_heldout_tables, share, rng, max_columns, directory)
-    files: dict[str, tuple[Iterable[dict[str, Any]], int]] = {
+    sides = _split(domains, rng)
+    num_test = max(2, round(num_tables * HELDOUT_SHARE))
+    train, test = (
+        _pool(side, count, share, rng, max_columns, directory)
+        for side, count in zip(sides, (num_tables - num_test, num_test), strict=True)
+    )
+    plan: Plan = {
         "heldout.jsonl": (map(_heldout_row, test.examples(num_heldout)), num_heldout),
         "pairs_heldout.json": (test.pairs(num_heldout_pairs), num_heldout_pairs),
         "pretrain_heldout.jsonl": (test.documents(num_pretrain_heldout), num_pretrain_heldout),
@@ -109,24 +115,20 @@ def generate(
         "prompts.json": (map(_prompt_row, train.examples(num_prompts)), num_prompts),
         "pretrain.jsonl": (train.documents(num_pretrain), num_pretrain),
     }
-    counts, digests = _write_files(directory, files, progress)
-    manifest = Manifest(
-        directory=directory,
-        seed=seed,
-        counts=counts,
-        num_databases=len(train.databases) + len(test.databases),
-        training_domains=tuple(domain.name for domain in training),
-        heldout_domains=tuple(domain.name for domain in heldout),
-        digests=digests,
-    )
+    counts, digests = _write_files(directory, plan, progress)
+    names = [tuple(domain.name for domain in side) for side in sides]
+    return _write_manifest(Manifest(directory, seed, counts, num_tables, names[0], names[1], digests))
+
+
+def _write_manifest(manifest: Manifest) -> Manifest:
     content = {key: value for key, value in vars(manifest).items() if key != "directory"}
-    _write_text(directory / "manifest.json", _json(content))
+    _write_text(manifest.directory / "manifest.json", _json(content))
     return manifest
 
 
 def _write_files(
     directory: Path,
-    files: Mapping[str, tuple[Iterable[dict[str, Any]], int]],
+    files: Plan,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[dict[str, int], dict[str, str]]:
     """Rows written and SHA-256 by file name."""
@@ -150,7 +152,11 @@ def _pool(domains: Sequence[Domain], count: int, share: float, rng: Random, max_
     return Pool(databases, directory, share, rng)
 
 
-def _check(domains: Sequence[Domain], num_tables: int, max_columns: int) -> None:
+def _check(directory: Path, domains: Sequence[Domain], num_tables: int, max_columns: int) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{directory} cannot be created: {error.strerror}. Choose another directory") from error
     if max_columns < 3:
         raise UserError(f"max_columns is {max_columns}: a table needs at least 3 columns")
     if len(domains) < 2 or num_tables < 10:
