@@ -1,0 +1,26 @@
+"""``posttrain eval``: measure a model on data."""
+
+from __future__ import annotations
+
+import argparse
+
+from posttrain.cli.arguments import add_configured
+from posttrain.cli.output import print_block, say
+
+
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    add_configured(commands, "eval", execute, help="Measure perplexity, loss, reward accuracy or SQL execution.")
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Evaluate, then print what was measured."""
+    from posttrain.config import load_config
+
+    config = load_config(args.config, args.overrides, command="eval")
+    args.output_dir = config.train.output_dir or None
+
+    from posttrain.evaluate.run import evaluate
+
+    print_block("eval metrics", evaluate(config, notify=say))
+    return 0

@@ -1,0 +1,26 @@
+"""``posttrain generate``: completions of a dataset, written to one file."""
+
+from __future__ import annotations
+
+import argparse
+
+from posttrain.cli.arguments import add_configured
+from posttrain.cli.output import print_block, say
+
+
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    add_configured(commands, "generate", execute, help="Complete the rows of a dataset and write them to a file.")
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Generate, then print how long it took."""
+    from posttrain.config import load_config
+
+    config = load_config(args.config, args.overrides, command="generate")
+    args.output_dir = config.train.output_dir or None
+
+    from posttrain.serve.generate import generate
+
+    print_block("predict metrics", generate(config, notify=say))
+    return 0

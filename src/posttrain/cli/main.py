@@ -1,0 +1,60 @@
+"""Reads the command line, runs the command, and turns every end into an exit status and at most one message."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+import posttrain
+from posttrain.cli import chat, data, environment, evaluate, export, generate, model, run, train
+from posttrain.cli.failures import explained
+
+COMMANDS = (train, run, export, chat, generate, evaluate, model, data, environment)
+
+_EPILOG = "Values on the command line win over the file: posttrain train sft.yaml learning_rate=1e-4 max_steps=100"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command ``posttrain``.
+
+    Args:
+        argv: the arguments after the program's name; None takes those of the process.
+
+    Returns:
+        The exit status: 0, 2 on bad input, 1 on a failed run, 130 on Ctrl-C.
+    """
+    _prepare_process()
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    return explained(args)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; each parsed result carries ``run``, the function of its command."""
+    parser = argparse.ArgumentParser(
+        prog="posttrain",
+        description="From raw text to an aligned language model: pretraining, SFT, reward model, PPO, export, chat.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("--version", action="version", version=f"posttrain {posttrain.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    for command in COMMANDS:
+        command.add_command(commands)
+    return parser
+
+
+def _prepare_process() -> None:
+    """Settings that the libraries read when they are imported; what the user has set stays."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # OpenMP threads that spin while they wait steal the cores of whatever else runs on the machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    for stream in (sys.stdout, sys.stderr):
+        # a Windows console of another code page prints a question mark instead of ending the run
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")

@@ -1,0 +1,76 @@
+"""What commands print: sentences on standard error, blocks of results on standard output."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+
+def say(sentence: str) -> None:
+    """A sentence for the user on standard error, after the program's name."""
+    print(f"posttrain: {sentence}", file=sys.stderr, flush=True)
+
+
+def print_block(title: str, values: Mapping[str, Any]) -> None:
+    """``***** title *****`` and aligned ``key = value`` lines on standard output, sorted by key."""
+    if not values:
+        return
+    shown = {key: shown_value(key, value) for key, value in sorted(values.items())}
+    key_width = max(map(len, shown))
+    value_width = max(map(len, shown.values()))
+    print(f"***** {title} *****")
+    for key, value in shown.items():
+        print(f"  {key:<{key_width}} = {value:>{value_width}}")
+    sys.stdout.flush()
+
+
+def print_results(results: Mapping[str, Any]) -> None:
+    """What a training run returned, as the blocks ``train metrics`` and ``eval metrics``."""
+    evaluation = {k: v for k, v in results.items() if k.startswith("eval_") and not k.endswith("_before")}
+    training = {k: v for k, v in results.items() if k not in evaluation}
+    print_block("train metrics", training)
+    if evaluation:
+        epoch = {"epoch": results["epoch"]} if "epoch" in results else {}
+        print_block("eval metrics", {**epoch, **evaluation})
+
+
+def shown_value(key: str, value: Any) -> str:
+    """One value as a reader wants it: runtimes as H:MM:SS.cc, bytes as GB or MB, numbers with four places.
+
+    >>> shown_value("train_runtime", 16.734)
+    '0:00:16.73'
+    """
+    if isinstance(value, bool) or value is None or isinstance(value, str):
+        return str(value)
+    if isinstance(value, int | float):
+        if key.endswith("_runtime"):
+            return runtime(value)
+        if key.endswith("_bytes"):
+            return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
+        return number(value)
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(shown_value(key, item) for item in value) + "]"
+    return str(value)
+
+
+def runtime(seconds: float) -> str:
+    """Hours, minutes, seconds and hundredths: ``1:02:03.45``."""
+    hundredths = round(max(seconds, 0.0) * 100)
+    minutes, rest = divmod(hundredths, 6000)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest // 100:02d}.{rest % 100:02d}"
+
+
+def number(value: int | float) -> str:
+    """Four decimal places, trailing zeros cut to one; small numbers keep four digits.
+
+    >>> number(3.0), number(0.123456), number(0.0000123456)
+    ('3.0', '0.1235', '1.235e-05')
+    """
+    if isinstance(value, int):
+        return str(value)
+    if value != value or value in (float("inf"), float("-inf")) or (value and abs(value) < 1e-3):
+        return f"{value:.4g}"
+    text = f"{value:.4f}".rstrip("0")
+    return f"{text}0" if text.endswith(".") else text

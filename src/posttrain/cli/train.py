@@ -1,0 +1,28 @@
+"""``posttrain train``: one stage from one configuration file."""
+
+from __future__ import annotations
+
+import argparse
+
+from posttrain.cli.arguments import add_configured
+from posttrain.cli.output import print_results, say
+
+
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    add_configured(commands, "train", execute, help="Run one stage: pt, sft, rm or ppo.")
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Train, then print the metrics."""
+    from posttrain.config import load_config
+
+    config = load_config(args.config, args.overrides, command="train")
+    args.output_dir = config.train.output_dir
+
+    from posttrain.train.run import train
+
+    results = train(config, notify=say)
+    print_results(results)
+    say(f"the run is in {config.train.output_dir}")
+    return 0
