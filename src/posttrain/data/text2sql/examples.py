@@ -129,6 +129,6 @@ class Pool:
 
 
 def _fingerprint(rows: Sequence[tuple[Any, ...]], query: Query) -> list[str]:
-    """Rows as comparable text; in order only where the correct query orders them."""
-    said = [repr(tuple(round(c, 6) if isinstance(c, float) else c for c in row)) for row in rows]
+    """Rows as comparable text (5 and 5.0 alike); in order only where the correct query orders them."""
+    said = [repr(tuple(round(float(c), 6) if isinstance(c, int | float) else c for c in row)) for row in rows]
     return said if query.order else sorted(said)

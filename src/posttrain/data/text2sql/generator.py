@@ -80,15 +80,13 @@ def generate(
     the held-out ones, never in both.
 
     Args:
-        directory: created when missing; files of an earlier call are replaced.
-        seed: of every choice.
+        directory: created when missing; files of an earlier call are replaced. seed: of every choice.
         num_pretrain, num_pretrain_heldout: documents. num_sft, num_prompts, num_heldout: questions.
         num_pairs, num_heldout_pairs: preference pairs.
         languages: "en", "zh" or both. chinese_share: of all rows when both.
         num_tables: concrete tables, one SQLite file each, a fifth of them held out.
         domains: subjects to draw from; None is all of the package.
-        max_columns: at least 3.
-        progress: called with (rows written, rows in all).
+        max_columns: at least 3. progress: called with (rows written, rows in all).
 
     Returns:
         The manifest, also written as ``manifest.json``.
@@ -102,10 +100,8 @@ def generate(
     rng = Random(f"text2sql {seed}")
     sides = _split(domains, rng)
     num_test = max(2, round(num_tables * HELDOUT_SHARE))
-    train, test = (
-        _pool(side, count, share, rng, max_columns, directory)
-        for side, count in zip(sides, (num_tables - num_test, num_test), strict=True)
-    )
+    train = _pool(sides[0], num_tables - num_test, share, rng, max_columns, directory)
+    test = _pool(sides[1], num_test, share, rng, max_columns, directory)
     plan: Plan = {
         "heldout.jsonl": (map(_heldout_row, test.examples(num_heldout)), num_heldout),
         "pairs_heldout.json": (test.pairs(num_heldout_pairs), num_heldout_pairs),
