@@ -61,7 +61,7 @@ class Batch:
             if column is None:
                 continue
             if isinstance(column, tuple):
-                changes[field.name] = tuple(column[i] for i in index.tolist())
+                changes[field.name] = tuple(column[i] for i in index.tolist()) if column else ()
             else:
                 changes[field.name] = column[index, :width] if column.dim() == 2 else column[index]
         return dataclasses.replace(self, **changes)

@@ -134,7 +134,7 @@ def fold(model: PreTrainedModel, names: Sequence[str]) -> None:
             weight = _base_weight(layer)
             for name in names:
                 if name in layer.lora_A:
-                    weight += layer.get_delta_weight(name).to(weight.dtype)
+                    weight.add_(layer.get_delta_weight(name))
     for name in names:
         delete_adapter(model, name, prefix="lora_")
 

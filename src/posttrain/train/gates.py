@@ -21,8 +21,8 @@ def check_kl(batch: RolloutBatch, tolerance: float) -> None:
         raise RunError(
             f"Before the first update the actor already differs from its reference: mean |log-probability gap| "
             f"{float(gap):.3g} nats a token, allowed {tolerance:g}. The reference does not wear the actor's parents, "
-            "or sampling and scoring use different weights, template or temperature. Check adapter_name_or_path and that "
-            "model_name_or_path is the model the adapter was trained on; gate_tolerance sets the limit."
+            "or sampling and scoring use different weights, template or temperature. Check adapter_name_or_path and "
+            "that model_name_or_path is the model the adapter was trained on; gate_tolerance sets the limit."
         )
 
 

@@ -103,6 +103,8 @@ class Monitor:
             self.evaluate(step)
             patience = self._config.early_stopping_steps
             stop = patience is not None and self.best.waited >= patience
+            if self._config.load_best_model_at_end and self.best.step == step:
+                self.save(step)
         saves = self._due(step, self._config.save_strategy, self._config.save_steps) or stop
         if saves or self._interrupted or (last and self._config.save_strategy != "no"):
             self.save(step)

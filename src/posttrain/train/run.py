@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -23,6 +23,7 @@ from posttrain.train.parts import Parts, make_engine, make_plan
 from posttrain.train.plots import plot_run
 from posttrain.train.progress import Progress
 from posttrain.train.run_directory import RunDirectory
+from posttrain.train.schedule import StepsPlan
 from posttrain.train.stages import make_stage
 
 
@@ -44,14 +45,16 @@ def train(config: RunConfig, *, notify: Callable[[str], None] = lambda sentence:
     settings = config.train
     for sentence in config.warnings:
         notify(sentence)
-    where = (settings.output_dir, settings.overwrite_output_dir, settings.resume_from_checkpoint)
-    RunDirectory.check(where[0], overwrite=where[1], resume=where[2])
-    folder = resolve_model(
-        config.model.model_name_or_path, revision=config.model.model_revision, cache_dir=config.model.cache_dir
-    )
-    tokenizer = load_tokenizer(
-        folder, use_fast=config.model.use_fast_tokenizer, trust_remote_code=config.model.trust_remote_code
-    )
+    model, reward = config.model, config.ppo.reward_model
+    reads = [model.model_name_or_path, *model.adapter_name_or_path, *([reward] if reward else [])]
+    place: dict[str, Any] = {
+        "overwrite": settings.overwrite_output_dir,
+        "resume": settings.resume_from_checkpoint,
+        "reads": reads,
+    }
+    RunDirectory.check(settings.output_dir, **place)
+    folder = resolve_model(model.model_name_or_path, revision=model.model_revision, cache_dir=model.cache_dir)
+    tokenizer = load_tokenizer(folder, use_fast=model.use_fast_tokenizer, trust_remote_code=model.trust_remote_code)
     splits = load_dataset(
         config.data,
         tokenizer,
@@ -61,12 +64,10 @@ def train(config: RunConfig, *, notify: Callable[[str], None] = lambda sentence:
     )
     notify(splits.report.sentence())
     plan = make_plan(config, len(splits.train))
-    directory = RunDirectory.create(where[0], overwrite=where[1], resume=where[2])
-    if directory.notice:
-        notify(directory.notice)
-    if directory.finished and (directory.finished_steps or 0) >= plan.total:
-        results: dict[str, Any] = json.loads((directory.path / "all_results.json").read_text(encoding="utf-8"))
-        return results
+    finished = _finished(Path(settings.output_dir).expanduser(), plan, settings.resume_from_checkpoint)
+    if finished is not None:
+        notify(f"{settings.output_dir} already holds this run, finished: nothing to do")
+        return finished
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         assembly = online_assembly(config) if config.method.stage == "ppo" else offline_assembly(config)
@@ -76,8 +77,21 @@ def train(config: RunConfig, *, notify: Callable[[str], None] = lambda sentence:
         tokenizer.chat_template = splits.template.chat_template
         lineage = dataclasses.replace(assembly.lineage, template=splits.template.fingerprint)
         assembly = dataclasses.replace(assembly, lineage=lineage)
+    # only now: whatever was wrong with the configuration has been said, and an earlier run may be removed
+    directory = RunDirectory.create(settings.output_dir, **place)
+    if directory.notice:
+        notify(directory.notice)
     engine = make_engine(config, assembly.roles, plan)
     return _run(Parts(config, directory, tokenizer, splits, plan, assembly, engine))
+
+
+def _finished(folder: Path, plan: StepsPlan, resume: bool | str | None) -> dict[str, Any] | None:
+    """The results of a run that came to its end in ``folder``, where the user asks to resume it; else None."""
+    directory = RunDirectory(folder)
+    if not resume or (directory.finished_steps or 0) < plan.total:
+        return None
+    results: dict[str, Any] = directory.read_json("all_results.json")
+    return results
 
 
 def _run(parts: Parts) -> dict[str, Any]:
@@ -114,7 +128,7 @@ def _run(parts: Parts) -> dict[str, Any]:
             final = monitor.evaluate(parts.steps_done)
             if settings.load_best_model_at_end and monitor.best.step not in (None, parts.steps_done):
                 parts.engine.load_weights(directory.path / f"checkpoint-{monitor.best.step}")
-                final = stage.evaluate() if stage.evaluate else {}
+                final = dict(stage.evaluate()) if stage.evaluate else {}
     results = {**_train_results(parts, train_loss, time.perf_counter() - began, start), **_first(before)}
     return _write_results(parts, results, final)
 
