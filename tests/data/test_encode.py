@@ -1,6 +1,7 @@
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import normalizers
 
 from posttrain.data.encode import (
     Report,
@@ -67,17 +68,27 @@ def test_a_cut_row_keeps_template_and_end_of_turn(any_tokenizer, cutoff, questio
     assert not any(row.loss_mask[:first])
 
 
-def test_the_prompt_is_cut_before_the_answer(template):
+@pytest.mark.parametrize("cutoff", range(120, 170))
+def test_the_prompt_is_cut_before_the_answer(template, cutoff):
     answer = "\nSELECT count(*) FROM t;\n"
-    row, cut = encode_chat(ChatExample(messages=(user(LONG), bot(answer))), template, 150)
+    row, cut = encode_chat(ChatExample(messages=(user(LONG), bot(answer))), template, cutoff)
     text = text_of(template, row.input_ids)
     assert cut
     assert text.endswith(f"<|im_start|>assistant\n{answer}<|im_end|>")
-    assert text.startswith("<|im_start|>user\ncolumn_0 查看, column_1")
+    assert text.startswith("<|im_start|>user\ncolumn_0 查看, ")
     assert "column_79" in text
     assert "column_40" not in text
     assert "\ufffd" not in text
-    assert 150 - len(row) <= 6, "room was given away"
+    assert cutoff - len(row) <= 8, "room was given away"
+
+
+def test_text_that_grows_when_tokenised_again_still_fits(make_tokenizer):
+    growing = make_tokenizer(None)
+    growing.backend_tokenizer.normalizer = normalizers.Replace("x", "xx")
+    template = Template(growing, "chatml")
+    row, _ = encode_chat(ChatExample(messages=(user("x" * 200), bot("yes, yes"))), template, 100)
+    assert len(row) <= 100
+    assert text_of(template, row.input_ids).count("x") >= 20
 
 
 def test_a_long_answer_leaves_the_prompt_a_quarter_of_the_room(template):

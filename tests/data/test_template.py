@@ -1,6 +1,7 @@
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
 
 from posttrain.data.formats import Message
 from posttrain.data.template import FAMILIES, PLAIN, Template, pad_token_id, resolve_chat_template, shipped_templates
@@ -153,6 +154,32 @@ def test_stops_and_pads(make_tokenizer):
     assert pad_token_id(bare) == 0
 
 
+def test_the_first_token_that_closes_an_answer_is_its_end(make_tokenizer):
+    template = Template(make_tokenizer("{% for m in messages %}{{ m['content'] + '<|im_end|><|end|>' }}{% endfor %}"))
+    row = template.encode_chat(chat("q", "a", "r", "b"))
+    assert trained(template, row) == ["a<|im_end|>", "b<|im_end|>"]
+    assert (
+        template.tokenizer.decode(row.input_ids) == "q<|im_end|><|end|>a<|im_end|><|end|>r<|im_end|><|end|>b<|im_end|>"
+    )
+
+
+def test_a_tokenizer_that_opens_texts_with_a_blank_opens_no_turn_with_one(make_tokenizer):
+    """SentencePiece puts a blank before the start of a text, but not behind a special token within it."""
+    opening = make_tokenizer(None)
+    opening.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace("Ġ", prepend_scheme="first"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    template = Template(opening, "chatml")
+    whole = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>\n<|im_start|>user\nr<|im_end|>\n"
+    after = ids(opening, whole.format("a"))[
+        len(ids(opening, whole.format("a").partition("\n<|im_start|>user\nr")[0])) :
+    ]
+    row = template.encode_prompt(chat("q", "a", "r"))
+    start = row.index(template.end_of_turn[0], row.index(template.end_of_turn[0]) + 1) + 1
+    assert row[start : start + len(after)] == after
+    assert ids(opening, "\n") != after[:1], "the example must put a blank before the start of a text"
+
+
 def test_the_fingerprint_follows_what_is_rendered(make_tokenizer):
     first = Template(make_tokenizer(INJECTING))
     assert first.fingerprint == Template(make_tokenizer(INJECTING), "qwen").fingerprint
@@ -240,7 +267,10 @@ def test_a_chat_to_train_on_must_end_with_an_answer(tokenizer):
 def test_the_mark_in_a_text_does_no_harm(tokenizer):
     template = Template(tokenizer)
     row = template.encode_chat(chat("\ue0000\ue001", "a\ue000", "\ue0001\ue001", "b"))
-    assert trained(template, row) == ["a\ue000<|im_end|>", "b<|im_end|>"]
+    assert tokenizer.decode(row.input_ids) == (
+        "<|im_start|>user\n\ue0000\ue001<|im_end|>\n<|im_start|>assistant\na\ue000<|im_end|>\n"
+        "<|im_start|>user\n\ue0001\ue001<|im_end|>\n<|im_start|>assistant\nb<|im_end|>"
+    )
 
 
 def test_a_real_tokenizer(minimind):

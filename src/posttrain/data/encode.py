@@ -228,19 +228,20 @@ def _fit_prompt(prompt: Messages, answers: Sequence[str], template: Template, cu
     content = template.tokens(prompt[target].content)
     prompt_ids = template.encode_prompt(prompt)
     closing = len(template.end_of_turn)
-    room = cutoff_len - (len(prompt_ids) - len(content)) - closing
+    overhead = len(prompt_ids) - len(content)
+    room = cutoff_len - overhead - closing
     if room < _SMALLEST_ROOM:
         raise UnusableRowError(f"chat template and system prompt alone {TOO_LONG}")
     longest = max(len(template.tokens(answer)) for answer in answers)
     budget = keep = min(len(content), max(room - longest, room // 4))
-    limit = len(prompt_ids) - len(content) + budget
-    # Text cut at token borders may take a few tokens more when tokenised again.
+    # Text cut at token borders may take more tokens when tokenised again.
     while keep < len(content):
         message = Message(prompt[target].role, _middle_cut(content, keep, template))
         prompt_ids = template.encode_prompt((*prompt[:target], message, *prompt[target + 1 :]))
-        if len(prompt_ids) <= limit or keep == 0:
+        taken = len(prompt_ids) - overhead
+        if taken <= budget or keep == 0:
             break
-        keep = max(0, keep - (len(prompt_ids) - limit))
+        keep = min(keep - 1, keep * budget // taken)
     if cutoff_len - len(prompt_ids) <= closing:
         raise UnusableRowError(f"chat template and system prompt alone {TOO_LONG}")
     return prompt_ids
