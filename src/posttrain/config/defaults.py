@@ -46,4 +46,5 @@ def fill(values: Mapping[str, Any], command: Command) -> dict[str, Any]:
     default("greater_is_better", not filled["metric_for_best_model"].endswith(("loss", "perplexity")))
     if command == "eval":
         default("task", _TASKS[value("stage")])
+        default("do_sample", False)
     return filled

@@ -12,7 +12,9 @@ from posttrain.config.options import option
 class GenerationConfig:
     """How completions are drawn, in chat, generate, evaluation and in the rollouts of stage ppo."""
 
-    do_sample: bool = option(True, help="Draw tokens at random; false always takes the most probable one.")
+    do_sample: bool = option(
+        True, help="Draw tokens at random; false, as in `posttrain eval`, always takes the most probable one."
+    )
     temperature: float = option(0.95, help="Divides the logits; 1.0 in stage ppo.", above=0)
     top_p: float = option(
         0.7, help="Keep the most probable tokens up to this mass; 1.0 in stage ppo.", above=0, maximum=1
@@ -60,7 +62,14 @@ class EvalConfig:
     task: Literal["perplexity", "loss", "reward", "sql"] | None = option(
         None, help="What to measure; null goes by stage: pt perplexity, sft loss, rm and ppo reward."
     )
-    database_dir: str | None = option(None, help="Folder of the SQLite databases of task sql.", path=True)
+    variants: tuple[str, ...] = option(
+        (),
+        help="Models to compare: `name=folder` of an adapter, `name=a+b` for two, or `name` for the bare model.",
+        path=True,
+    )
+    database_dir: str | None = option(
+        None, help="Folder that the databases of task sql are named from; null is `dataset_dir`.", path=True
+    )
     sql_time_limit: float = option(2.0, help="Seconds a query may run before it counts as failed.", above=0)
     sql_row_limit: int = option(10000, help="Rows a query may return before it counts as failed.", minimum=1)
     confidence: float = option(0.95, help="Level of the confidence intervals.", above=0, below=1)

@@ -1,0 +1,240 @@
+"""One backbone and everything it is evaluated in: several chains of adapters, a reward head, loaded once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from posttrain.config import RunConfig
+from posttrain.engine.microbatches import DEFAULT_MAX_TOKENS, microbatches
+from posttrain.errors import UserError
+from posttrain.models.adapters import add_adapter, fold, lora_layers, merged, wear
+from posttrain.models.assemble import load_backbone
+from posttrain.models.chains import Link, chain, common_prefix
+from posttrain.models.fetch import resolve_model
+from posttrain.models.forward import answer, prepare_trunk
+from posttrain.models.heads import ScalarHead, find_head
+from posttrain.models.lineage import check_backbone, fingerprint
+from posttrain.models.load import load_tokenizer
+from posttrain.types import Batch
+
+ONLY = "model"
+"""The name of the one variant of a configuration that lists none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outfit:
+    """One variant of the backbone.
+
+    Attributes:
+        wears: names of its adapters, innermost first.
+        reference: adapters of the policy that its KL is measured against; None where it has none.
+        head: the reward head that lies beside its outermost adapter.
+        links: its adapter folders.
+    """
+
+    wears: tuple[str, ...]
+    reference: tuple[str, ...] | None = None
+    head: ScalarHead | None = None
+    links: tuple[Link, ...] = ()
+
+
+class Wardrobe:
+    """A frozen backbone that puts on one outfit at a time.
+
+    Attributes:
+        backbone: in evaluation mode. tokenizer: of the base model.
+        variants: name -> outfit, in the order of the configuration. reward: scores completions; None without one.
+        notes: sentences for the user.
+    """
+
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        variants: Mapping[str, Outfit],
+        reward: Outfit | None,
+        *,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        notes: Sequence[str] = (),
+    ) -> None:
+        """Take a backbone that holds every adapter the outfits name; ``max_tokens`` of one forward."""
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.variants = dict(variants)
+        self.reward = reward
+        self.notes = tuple(notes)
+        self.device = next(backbone.parameters()).device
+        self._max_tokens = max_tokens
+        self._bare = not any(True for _ in lora_layers(backbone))
+
+    @contextmanager
+    def wearing(self, names: tuple[str, ...]) -> Iterator[PreTrainedModel]:
+        """The backbone with these adapters merged into its weights for the time of the context."""
+        with nullcontext() if self._bare else merged(self.backbone, names):
+            yield self.backbone
+
+    def logprobs(self, names: tuple[str, ...], batch: Batch) -> Tensor:
+        """[B, T] log-probability of each token of ``loss_mask`` under these adapters, on the CPU."""
+        with self.wearing(names):
+            return self._answered(batch, "lm_head", {})
+
+    def scores(self, outfit: Outfit, batch: Batch) -> Tensor:
+        """[B] the reward that an outfit with a head gives each sequence, on the CPU."""
+        assert outfit.head is not None
+        with self.wearing(outfit.wears):
+            return self._answered(batch, "score", {"score": outfit.head.to(self.device)})
+
+    @torch.no_grad()
+    def _answered(self, batch: Batch, want: Literal["lm_head", "score"], heads: Mapping[str, ScalarHead]) -> Tensor:
+        """One forward for each micro-batch; rows that share a prefix compute it once."""
+        found = torch.zeros(len(batch)) if want == "score" else torch.zeros(batch.input_ids.shape)
+        for piece in microbatches(_numbered(batch), self._max_tokens):
+            rows = piece.number
+            out = answer(self.backbone, heads, piece.to(self.device), wants=(want,))
+            values = out.scores if want == "score" else out.logprobs
+            assert values is not None
+            if want == "score":
+                found[rows] = values.float().cpu()
+            else:
+                found[rows, : values.shape[1]] = values.float().cpu()
+        return found
+
+
+def load_wearing(config: RunConfig) -> Wardrobe:
+    """The backbone of a configuration with all that its ``variants`` and ``reward_model`` wear.
+
+    Without ``variants`` there is one, called "model", which wears ``adapter_name_or_path``. Adapters that all of them
+    begin with are folded into the weights.
+
+    Raises:
+        UserError: a folder is missing, was trained on another backbone, or is no reward model where one is needed.
+    """
+    model = config.model
+    folder = resolve_model(model.model_name_or_path, revision=model.model_revision, cache_dir=model.cache_dir)
+    tokenizer = load_tokenizer(folder, use_fast=model.use_fast_tokenizer, trust_remote_code=model.trust_remote_code)
+    chains = {name: chain(folders) for name, folders in variant_folders(config).items()}
+    reward_chain = _reward_chain(config)
+    backbone = load_backbone(config)
+    mark = fingerprint(backbone)
+    notes = []
+    for name, links in (*chains.items(), ("reward_model", reward_chain or ())):
+        notes += _checked(config, links, mark, name)
+    all_links = [*chains.values(), *([reward_chain] if reward_chain else [])]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # peft's, that there will be several adapters
+        put_on = _put_on(backbone, all_links)
+    prepare_trunk(backbone)
+    backbone.eval()
+    variants = {name: _outfit(links, put_on) for name, links in chains.items()}
+    if not any(chains.values()):
+        head = find_head(folder)
+        variants = {name: Outfit(wears=(), head=head) for name in variants}
+    return Wardrobe(
+        backbone,
+        tokenizer,
+        variants,
+        _outfit(reward_chain, put_on) if reward_chain else None,
+        max_tokens=config.train.max_tokens_per_microbatch or DEFAULT_MAX_TOKENS,
+        notes=list(dict.fromkeys(notes)),
+    )
+
+
+def variant_folders(config: RunConfig) -> dict[str, tuple[str, ...]]:
+    """Variant name -> the adapter folders it names, as ``variants`` and ``adapter_name_or_path`` say.
+
+    Raises:
+        UserError: an entry of ``variants`` is malformed, or two have one name.
+    """
+    if not config.evaluate.variants:
+        return {ONLY: config.model.adapter_name_or_path}
+    found: dict[str, tuple[str, ...]] = {}
+    for entry in config.evaluate.variants:
+        name, separator, folders = (part.strip() for part in entry.partition("="))
+        paths = tuple(part.strip() for part in folders.split("+") if part.strip())
+        if not name or (separator and not paths) or name in found:
+            wrong = "is there twice" if name in found else "is not name=folder"
+            raise UserError(f"variants: `{entry}` {wrong}; write, for example, variants: base, sft=runs/sft")
+        found[name] = (*config.model.adapter_name_or_path, *paths)
+    return found
+
+
+def _reward_chain(config: RunConfig) -> tuple[Link, ...] | None:
+    if config.ppo.reward_model is None:
+        return None
+    links = chain([config.ppo.reward_model])
+    if links[-1].files.head is None:
+        raise UserError(
+            f"reward_model: {config.ppo.reward_model} has no reward head (value_head.safetensors). Give the folder "
+            "that stage rm wrote; an adapter alone cannot score."
+        )
+    return links
+
+
+def _checked(config: RunConfig, links: Sequence[Link], mark: str, key: str) -> list[str]:
+    notes = [
+        check_backbone(
+            link.files.lineage,
+            mark,
+            folder=link.folder,
+            key=key,
+            backbone=config.model.model_name_or_path,
+            allow_mismatch=config.ppo.allow_mismatch,
+        )
+        for link in links
+    ]
+    return [note for note in notes if note]
+
+
+def _put_on(backbone: PreTrainedModel, chains: Sequence[tuple[Link, ...]]) -> dict[str, str]:
+    """Add every adapter once: fingerprint -> its name in the model; "" for those folded into the weights."""
+    shared = common_prefix(chains)
+    for number, link in enumerate(chains[0][:shared]):
+        add_adapter(backbone, f"folded{number}", link.files.config, link.files.state)
+    if shared:
+        fold(backbone, [f"folded{number}" for number in range(shared)])
+    names = {link.fingerprint: "" for link in chains[0][:shared]}
+    for link in (link for links in chains for link in links):
+        if link.fingerprint not in names:
+            names[link.fingerprint] = f"adapter{len(names)}"
+            add_adapter(backbone, names[link.fingerprint], link.files.config, link.files.state)
+    if names:
+        wear(backbone, ())
+    backbone.requires_grad_(False)
+    return names
+
+
+def _outfit(links: tuple[Link, ...], put_on: Mapping[str, str]) -> Outfit:
+    wears = tuple(name for link in links if (name := put_on[link.fingerprint]))
+    lineage = links[-1].files.lineage if links else None
+    # what a policy was kept close to: all that it wears but its own adapter
+    has_reference = lineage is not None and lineage.stage == "ppo" and wears
+    return Outfit(
+        wears=wears,
+        reference=wears[:-1] if has_reference else None,
+        head=links[-1].files.head if links else None,
+        links=links,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Numbered(Batch):
+    """A batch that remembers which rows it was made of."""
+
+    number: Tensor
+
+
+def _numbered(batch: Batch) -> _Numbered:
+    return _Numbered(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        loss_mask=batch.loss_mask,
+        number=torch.arange(len(batch), device=batch.input_ids.device),
+    )

@@ -1,0 +1,84 @@
+"""Data that a pipeline makes before its first stage."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import posttrain
+from posttrain.config import PreparedData
+from posttrain.errors import UserError
+from posttrain.pipeline.state import digest
+
+_MANIFEST = "manifest.json"
+_NOT_OPTIONS = ("directory", "seed", "domains", "progress")
+
+
+def prepared_digest(prepared: PreparedData) -> str:
+    """Content hash of a preparation: generator, arguments and the version that runs it."""
+    return digest([prepared.generator, prepared.output, prepared.seed, dict(prepared.options), posttrain.__version__])
+
+
+def prepare(prepared: PreparedData, progress: Callable[[int, int], None]) -> str:
+    """Write the data.
+
+    Returns:
+        A content hash of what was written.
+
+    Raises:
+        UserError: unknown generator or option, a value of the wrong type, or what the generator refuses.
+    """
+    generate = _generators()[prepared.generator]
+    folder = Path(prepared.output).expanduser()
+    manifest = generate(folder, seed=prepared.seed, progress=progress, **dict(prepared.options))
+    return digest(dict(manifest.digests))
+
+
+def check_prepared(prepared: PreparedData) -> None:
+    """Refuse what ``prepare`` would refuse about names and types, before anything runs.
+
+    Raises:
+        UserError: names the generator, the option and the valid ones.
+    """
+    generators = _generators()
+    if prepared.generator not in generators:
+        raise UserError(f"prepare: there is no generator `{prepared.generator}`; there is {', '.join(generators)}.")
+    parameters = inspect.signature(generators[prepared.generator]).parameters
+    known = {name: item.default for name, item in parameters.items() if name not in _NOT_OPTIONS}
+    for key, value in prepared.options.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+            advice = f"did you mean `{near[0]}`?" if near else f"it has {', '.join(known)}."
+            raise UserError(f"prepare: generator {prepared.generator} has no option `{key}`; {advice}")
+        if not _fits(value, known[key]):
+            kind = "a list of texts" if isinstance(known[key], tuple) else f"a number such as {known[key]}"
+            raise UserError(f"prepare: `{key}` of generator {prepared.generator} must be {kind}, not {value!r}.")
+
+
+def files_are_there(prepared: PreparedData) -> bool:
+    """Whether every file of the manifest is there and as it was written."""
+    folder = Path(prepared.output).expanduser()
+    try:
+        digests = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["digests"]
+        return all(hashlib.sha256((folder / name).read_bytes()).hexdigest() == found for name, found in digests.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _generators() -> dict[str, Callable[..., Any]]:
+    from posttrain.data import text2sql
+
+    return {"text2sql": text2sql.generate}
+
+
+def _fits(value: object, default: object) -> bool:
+    if isinstance(default, tuple):
+        return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(default, float) or isinstance(value, int)
