@@ -217,3 +217,42 @@ def tiny_config(tiny_llama, tiny_data):
         return load_config({**values, **keys})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_llama, tiny_config, tmp_path_factory):
+    """Folders of finished runs on the tiny model, moved far enough from it that a mistake shows.
+
+    ``pt``, ``sft`` and ``rm`` are adapters on the base; ``sft_on_pt`` and ``rm_on_sft`` stand on another adapter;
+    ``merged`` is the base with ``sft`` added by peft, its lineage written beside it.
+    """
+    from peft import PeftModel
+
+    from posttrain.models.adapter_files import read_adapter
+    from posttrain.models.lineage import Backbone, Lineage, Parent, adapter_fingerprint, fingerprint, write_lineage
+    from posttrain.models.load import load_causal_lm, load_tokenizer
+    from posttrain.train.run import train
+
+    root = tmp_path_factory.mktemp("trained")
+    upon = {"sft_on_pt": "pt", "rm_on_sft": "sft"}
+    for name in ("pt", "sft", "rm", "sft_on_pt", "rm_on_sft"):
+        keys = {"adapter_name_or_path": str(root / upon[name]), "create_new_adapter": True} if name in upon else {}
+        stage = name.split("_")[0]
+        train(tiny_config(stage, root / name, learning_rate=2e-2, num_train_epochs=3, save_strategy="no", **keys))
+    base = load_causal_lm(tiny_llama)
+    mark = fingerprint(base)
+    merged = PeftModel.from_pretrained(base, root / "sft").merge_and_unload()
+    merged.save_pretrained(root / "merged")
+    load_tokenizer(tiny_llama).save_pretrained(root / "merged")
+    parent = Parent(path=str(root / "sft"), fingerprint=adapter_fingerprint(read_adapter(root / "sft").state))
+    write_lineage(
+        root / "merged",
+        Lineage(
+            stage="export",
+            base=Backbone(name_or_path=str(tiny_llama), fingerprint=mark),
+            parents=(parent,),
+            merged=True,
+            weights=fingerprint(merged),
+        ),
+    )
+    return root
