@@ -92,11 +92,12 @@ class _Run:
         if record and record.finished and record.digest == wanted and _result(stage).exists():
             self.notify(f"{header}: done already")
             return
-        extra = _start(stage, record, wanted)
+        continues = record is not None and record.digest == wanted and _has_begun(stage, record)
+        extra = _start(stage, record, continues)
         self.notify(header + self._expected(number, extra))
         config = self._written(stage)
-        continued = record if record and record.digest == wanted and not record.finished else None
-        record = continued or Record(digest=wanted)
+        if record is None or not continues:
+            record = Record(digest=wanted, replaces=_is_ours(stage, record), found=_mark(stage))
         self.state.put(stage.name, record)
         ended = run_process([*PROGRAM, stage.command, str(config), *extra])
         record.seconds += ended.seconds
@@ -129,7 +130,7 @@ class _Run:
         if "resume_from_checkpoint=true" in extra:
             words.append("continued")
         elif "overwrite_output_dir=true" in extra:
-            words.append("again, as its configuration or its inputs changed")
+            words.append("again: its configuration, its inputs or its results changed")
         rest = [self.state.records.get(stage.name) for stage in self.pipeline.stages[number - 1 :]]
         known = [record.seconds for record in rest if record is not None and record.finished]
         if rest and len(known) == len(rest):
@@ -158,13 +159,30 @@ def _prepared_name(prepared: PreparedData) -> str:
     return f"prepare.{prepared.generator}"
 
 
-def _start(stage: PipelineStage, record: Record | None, wanted: str) -> list[str]:
-    """Overrides that say how a training stage treats what lies in its folder."""
-    if stage.command != "train" or record is None:
-        return []
-    if record.digest == wanted and not record.finished:
+def _start(stage: PipelineStage, record: Record | None, continues: bool) -> list[str]:
+    """Overrides that say how a stage treats what lies in its folder."""
+    if stage.command == "train" and continues:
         return ["resume_from_checkpoint=true"]
-    return ["overwrite_output_dir=true", "resume_from_checkpoint=false"]
+    if stage.command not in ("train", "export") or not _is_ours(stage, record):
+        return []
+    return ["overwrite_output_dir=true", *(["resume_from_checkpoint=false"] if stage.command == "train" else [])]
+
+
+def _has_begun(stage: PipelineStage, record: Record) -> bool:
+    """Whether something of this unfinished run lies in its folder, not only of one before it."""
+    return not record.finished and _mark(stage) not in (None, record.found)
+
+
+def _is_ours(stage: PipelineStage, record: Record | None) -> bool:
+    """Whether what lies in the folder came from this pipeline, so that it may be replaced."""
+    return record is not None and (record.finished or record.replaces or _has_begun(stage, record))
+
+
+def _mark(stage: PipelineStage) -> int | None:
+    """When the file was written that a run of this stage writes once it is under way; None where there is none."""
+    folder = Path(str(stage.values["output_dir"])).expanduser()
+    path = folder / "config.yaml" if stage.command == "train" else _result(stage)
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def _result(stage: PipelineStage) -> Path:

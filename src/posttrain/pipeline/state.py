@@ -32,12 +32,16 @@ class Record:
     Attributes:
         digest: of its configuration and inputs. finished: whether it came to its end.
         run: names this result; what was made from it notes the name, and is made again when it changes.
+        replaces: whether what lay in its folder when it was started may be replaced.
+        found: when that was written (nanoseconds), None where there was nothing.
         seconds, peak_memory_bytes: of all its attempts together, and the most of any.
     """
 
     digest: str
     finished: bool = False
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
+    replaces: bool = False
+    found: int | None = None
     seconds: float = 0.0
     peak_memory_bytes: int = 0
 
