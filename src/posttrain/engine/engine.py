@@ -167,8 +167,8 @@ class Engine:
         began = time.perf_counter()
         stats = self._pending.means()
         stats["loss"] = sum(value for name, value in stats.items() if name.startswith("loss/"))
-        parameters = [p for owned in self._parameters.values() for p in owned.values()]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self._settings.max_grad_norm or math.inf)
+        # by name: what two roles train together must be counted, and clipped, once
+        norm = torch.nn.utils.clip_grad_norm_(self._named().values(), self._settings.max_grad_norm or math.inf)
         stats["grad_norm"] = float(norm)
         for name in ("loss", "grad_norm"):
             if not math.isfinite(stats[name]):
