@@ -1,0 +1,143 @@
+"""``posttrain generate``: completions of a dataset in one file, and how long they took."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from posttrain.config import RunConfig
+from posttrain.data.datasets import encode_examples, read_examples
+from posttrain.data.encode import EncodedPrompt, Report
+from posttrain.errors import RunError, UserError
+from posttrain.serve.model import ChatModel
+
+PREDICTIONS = "generated_predictions.jsonl"
+RESULTS = "predict_results.json"
+
+
+def generate(
+    config: RunConfig,
+    *,
+    notify: Callable[[str], None] = lambda sentence: None,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> dict[str, Any]:
+    """Complete every row of ``dataset`` (else ``eval_dataset``), prompts rendered as PPO renders them.
+
+    ``output_file`` gets one object per row, with ``prompt``, ``predict`` (a list where ``num_return_sequences`` is
+    more than 1), ``label`` (the row's own answer, or null) and ``keep_columns``; the numbers go into
+    ``predict_results.json`` beside it. Each file is whole or absent.
+
+    Args:
+        config: loaded with ``command="generate"``.
+        notify: receives sentences for the user.
+        progress: told of what is going on: what, completions done, completions in all.
+
+    Returns:
+        What ``predict_results.json`` holds.
+
+    Raises:
+        UserError: bad configuration, data or folders.
+        RunError: the file cannot be written.
+    """
+    target = _target(config)
+    model = ChatModel(config, notify=notify)
+    prompts = _read_prompts(config, model, notify)
+    kept = [_kept(prompt, config.predict.keep_columns, row) for row, prompt in enumerate(prompts, start=1)]
+    began = time.perf_counter()
+    completions = model.complete(
+        [prompt.input_ids for prompt in prompts],
+        num_slots=config.train.per_device_eval_batch_size,
+        progress=lambda done, total: progress("generate", done, total),
+    )
+    seconds = max(time.perf_counter() - began, 1e-9)
+    rows = []
+    for prompt, columns, drawn in zip(prompts, kept, completions, strict=True):
+        texts = [model.text_of(completion) for completion in drawn]
+        answer = texts[0] if len(texts) == 1 else texts
+        rows.append({"prompt": prompt.text, "predict": answer, "label": prompt.extras.get("reference"), **columns})
+    every = [completion for drawn in completions for completion in drawn]
+    num_tokens = sum(len(completion.token_ids) for completion in every)
+    results = {
+        "predict_num_rows": len(rows),
+        "predict_runtime": seconds,
+        "predict_seconds_per_row": seconds / len(rows),
+        "predict_samples_per_second": len(every) / seconds,
+        "predict_tokens": num_tokens,
+        "predict_tokens_per_second": num_tokens / seconds,
+        "predict_mean_length": num_tokens / len(every),
+        "predict_ended_share": sum(completion.ended for completion in every) / len(every),
+    }
+    _write(target.with_name(RESULTS), json.dumps(results, indent=2) + "\n")
+    _write(target, _serialised(rows, as_list=target.suffix == ".json"))
+    notify(f"wrote {len(rows)} rows to {target}")
+    return results
+
+
+def _target(config: RunConfig) -> Path:
+    """Where predictions go; refused before anything is loaded.
+
+    Raises:
+        UserError: neither ``output_file`` nor ``output_dir`` is set, or the place cannot be written to.
+    """
+    if config.predict.output_file:
+        target = Path(config.predict.output_file).expanduser()
+    elif config.train.output_dir:
+        target = Path(config.train.output_dir).expanduser() / PREDICTIONS
+    else:
+        raise UserError(
+            "`output_file` is missing: generate needs the file to write; add a line such as "
+            "`output_file: predictions.jsonl`"
+        )
+    if target.suffix not in (".jsonl", ".json"):
+        raise UserError(f"output_file: {target} must end in .jsonl (one object per line) or .json (one list)")
+    if target.is_dir():
+        raise UserError(f"output_file: {target} is a folder; name a file in it")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_file: {target.parent} cannot be made: {error.strerror or error}") from error
+    return target
+
+
+def _read_prompts(config: RunConfig, model: ChatModel, notify: Callable[[str], None]) -> list[EncodedPrompt]:
+    names = config.data.dataset or config.data.eval_dataset
+    if not names:
+        raise UserError(
+            "`dataset` is missing: generate needs rows to complete; name an entry of dataset_info.json or a data file"
+        )
+    report = Report()
+    examples = read_examples(names, config.data, "ppo", report)
+    prompts: list[EncodedPrompt] = encode_examples(
+        examples, model.tokenizer, model.template, config.data, "ppo", report
+    )
+    notify(report.sentence())
+    return prompts
+
+
+def _kept(prompt: EncodedPrompt, columns: Sequence[str], row: int) -> dict[str, Any]:
+    missing = [name for name in columns if name not in prompt.extras]
+    if missing:
+        raise UserError(
+            f"keep_columns: row {row} has no column {missing[0]!r} beside its prompt (it has: "
+            f"{', '.join(sorted(prompt.extras)) or 'none'})"
+        )
+    return {name: prompt.extras[name] for name in columns}
+
+
+def _serialised(rows: Sequence[dict[str, Any]], *, as_list: bool) -> str:
+    if as_list:
+        return json.dumps(rows, ensure_ascii=False, indent=2) + "\n"
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
