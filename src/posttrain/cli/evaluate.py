@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from posttrain.cli.arguments import add_configured
-from posttrain.cli.output import print_block, say
+from posttrain.cli.output import print_block, print_table, say
+from posttrain.cli.progress import ProgressLine
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -22,5 +23,9 @@ def execute(args: argparse.Namespace) -> int:
 
     from posttrain.evaluate.run import evaluate
 
-    print_block("eval metrics", evaluate(config, notify=say))
+    with ProgressLine() as progress:
+        results = evaluate(config, notify=say, progress=progress)
+    variants = results.get("variants", {})
+    print_table(variants)
+    print_block("eval metrics", {key: value for key, value in results.items() if not isinstance(value, dict)})
     return 0

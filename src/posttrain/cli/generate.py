@@ -6,6 +6,7 @@ import argparse
 
 from posttrain.cli.arguments import add_configured
 from posttrain.cli.output import print_block, say
+from posttrain.cli.progress import ProgressLine
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -22,5 +23,7 @@ def execute(args: argparse.Namespace) -> int:
 
     from posttrain.serve.generate import generate
 
-    print_block("predict metrics", generate(config, notify=say))
+    with ProgressLine() as progress:
+        results = generate(config, notify=say, progress=progress)
+    print_block("predict metrics", results)
     return 0

@@ -25,6 +25,21 @@ def print_block(title: str, values: Mapping[str, Any]) -> None:
     sys.stdout.flush()
 
 
+def print_table(columns: Mapping[str, Mapping[str, Any]]) -> None:
+    """Metrics down, variants across, on standard output; what is no number or list of numbers is left out."""
+    names = list(dict.fromkeys(name for metrics in columns.values() for name in metrics))
+    rows = [["", *columns]]
+    for name in names:
+        values = [metrics.get(name, "") for metrics in columns.values()]
+        if all(isinstance(value, int | float | list | tuple | str) for value in values):
+            rows.append([name, *(shown_value(name, value) for value in values)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows if len(rows) > 1 else ():
+        cells = [f"{row[0]:<{widths[0]}}", *(f"{cell:>{w}}" for cell, w in zip(row[1:], widths[1:], strict=True))]
+        print("  ".join(cells).rstrip())
+    sys.stdout.flush()
+
+
 def print_results(results: Mapping[str, Any]) -> None:
     """What a training run returned, as the blocks ``train metrics`` and ``eval metrics``."""
     evaluation = {k: v for k, v in results.items() if k.startswith("eval_") and not k.endswith("_before")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -95,10 +96,9 @@ def _target(config: RunConfig) -> Path:
         raise UserError(f"output_file: {target} must end in .jsonl (one object per line) or .json (one list)")
     if target.is_dir():
         raise UserError(f"output_file: {target} is a folder; name a file in it")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output_file: {target.parent} cannot be made: {error.strerror or error}") from error
+    existing = next((p for p in target.absolute().parents if p.exists()), Path())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise UserError(f"output_file: {target.parent} cannot be written to; name a file in another folder")
     return target
 
 
@@ -136,6 +136,7 @@ def _serialised(rows: Sequence[dict[str, Any]], *, as_list: bool) -> str:
 def _write(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(text, encoding="utf-8", newline="\n")
         partial.replace(path)
     except OSError as error:

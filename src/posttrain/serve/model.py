@@ -209,7 +209,7 @@ def _messages(messages: Messages, system: str | None) -> list[Message]:
         raise UserError('messages are a list such as [{"role": "user", "content": "Hello"}]')
     found = []
     for number, message in enumerate(messages, start=1):
-        role, content = message.get("role"), message.get("content")
+        role, content = str(message.get("role")), message.get("content")
         if role not in ROLE_NAMES:
             raise UserError(f"message {number}: role is {role!r}; use system, user or assistant")
         if not isinstance(content, str):

@@ -38,6 +38,7 @@ def stream_tokens(model: Any, prompt: Sequence[int], params: SamplingParams) -> 
         params.max_new_tokens, seed=params.seed, iteration=params.iteration, prompt_index=0, sample_index=0
     )
     logits = _last_logits(model, cache, prompt, 0)
+    first_row = torch.zeros(1, dtype=torch.int64, device=logits.device)
     seen = None
     if params.repetition_penalty != 1.0:
         seen = torch.zeros_like(logits, dtype=torch.bool)
@@ -48,9 +49,7 @@ def stream_tokens(model: Any, prompt: Sequence[int], params: SamplingParams) -> 
             params,
             numbers=torch.tensor([number], device=logits.device) if params.do_sample else None,
             seen=seen,
-            too_early=torch.zeros(1, dtype=torch.int64, device=logits.device)
-            if count < params.min_new_tokens
-            else None,
+            too_early=first_row if count < params.min_new_tokens else None,
         )
         token = int(drawn)
         yield token
