@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -76,8 +77,10 @@ def add_adapter(
         UserError: if the state's layers are not those of this model.
     """
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=7).digest()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(int.from_bytes(digest, "big"))
+        # a second adapter on a model is what we mean, not an accident
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         inject_adapter_in_model(config, model, adapter_name=name)
     if state is not None:
         _fill(model, name, state)
@@ -135,8 +138,10 @@ def fold(model: PreTrainedModel, names: Sequence[str]) -> None:
             for name in names:
                 if name in layer.lora_A:
                     weight.add_(layer.get_delta_weight(name))
-    for name in names:
-        delete_adapter(model, name, prefix="lora_")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Adapter .* was active which is now deleted")
+        for name in names:
+            delete_adapter(model, name, prefix="lora_")
 
 
 @contextmanager

@@ -58,9 +58,16 @@ def attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """The function behind ``attn_implementation="posttrain"``; see ``AttentionPlan.attend``."""
+    """The function behind ``attn_implementation="posttrain"``; see ``AttentionPlan.attend``.
+
+    Raises:
+        ValueError: for attention sinks (``s_aux``), which no plan honours.
+    """
+    if s_aux is not None:
+        raise ValueError("the model's attention has sinks, which packed attention does not know")
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     out = plan.attend(
         layer, query, key, value, scaling=scaling, dropout=dropout, sliding_window=sliding_window, softcap=softcap

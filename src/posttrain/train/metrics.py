@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Self
 
@@ -36,6 +36,15 @@ class Meter:
         means = {name: total / self._weights[name] for name, total in self._sums.items() if self._weights[name]}
         self._sums, self._weights = {}, {}
         return means
+
+    def state(self) -> dict[str, list[float]]:
+        """Name -> [sum, weight], for a checkpoint between two log lines."""
+        return {name: [total, self._weights[name]] for name, total in self._sums.items()}
+
+    def restore(self, state: Mapping[str, Sequence[float]]) -> None:
+        """Continue from ``state``."""
+        self._sums = {name: pair[0] for name, pair in state.items()}
+        self._weights = {name: pair[1] for name, pair in state.items()}
 
 
 class MetricsLog:

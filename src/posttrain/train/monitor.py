@@ -135,15 +135,18 @@ class Monitor:
 
         def write(folder: Path) -> None:
             self._save(folder)
-            (folder / STATE).write_text(json.dumps(asdict(self.best)), encoding="utf-8")
+            state = {"best": asdict(self.best), "meter": self._meter.state()}
+            (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
 
         keep = self.best.step if self._config.load_best_model_at_end or self._config.save_total_limit else None
         self._directory.save_checkpoint(step, write, total_limit=self._config.save_total_limit, keep=keep)
         self._saved = step
 
     def resume(self, folder: Path) -> None:
-        """Take up the best evaluation from a checkpoint."""
-        self.best = Best(**json.loads((folder / STATE).read_text(encoding="utf-8")))
+        """Take up the best evaluation and the averages under way from a checkpoint."""
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        self.best = Best(**state["best"])
+        self._meter.restore(state["meter"])
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
