@@ -233,7 +233,7 @@ def _common_backbone(
             f"{folder} was merged from {merged.base.name_or_path}, whose weights have changed since. reward_model was "
             "trained on the old ones; put them back, or train the reward model on the merged model."
         )
-    parents = chain([parent.path for parent in merged.parents])
+    parents = chain([Path(folder) / parent.path for parent in merged.parents])
     note = (
         f"{config.model.model_name_or_path} is {merged.base.name_or_path} with {len(parents)} adapter(s) merged in, "
         "and the reward model was trained on that base: one backbone in memory serves all four roles."
