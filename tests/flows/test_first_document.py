@@ -1,6 +1,6 @@
 """The first reference flow as its author would run it: SFT, reward model, merge, PPO on the merge, prediction.
 
-The five YAML files keep the keys, values and slips of a LLaMA-Factory 0.8.2 user; only paths and lengths of runs differ.
+The five YAML files keep the keys, values and slips of a LLaMA-Factory 0.8.2 user; only paths and lengths differ.
 """
 
 from __future__ import annotations
