@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -32,8 +33,10 @@ def merge(model: PreTrainedModel, links: Sequence[Link], ask: Callable[[], Answe
     if not links:
         return ask()
     names = [f"merged{number}" for number in range(len(links))]
-    for name, link in zip(names, links, strict=True):
-        add_adapter(model, name, link.files.config, link.files.state)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # peft's, of several adapters and of tied heads; both are meant
+        for name, link in zip(names, links, strict=True):
+            add_adapter(model, name, link.files.config, link.files.state)
     _untie(model)
     wear(model, names)
     answer = ask()

@@ -14,7 +14,7 @@ from posttrain.data.template import resolve_chat_template
 from posttrain.models.chains import Link, chain
 from posttrain.models.fetch import resolve_model
 from posttrain.models.lineage import Lineage, check_backbone, fingerprint, read_lineage
-from posttrain.models.load import load_tokenizer
+from posttrain.models.load import check_model_folder, load_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +77,7 @@ def find_source(config: RunConfig) -> Source:
     model = config.model
     links = chain(model.adapter_name_or_path)
     folder = Path(resolve_model(model.model_name_or_path, revision=model.model_revision, cache_dir=model.cache_dir))
+    check_model_folder(folder)
     options: dict[str, Any] = {"use_fast": model.use_fast_tokenizer, "trust_remote_code": model.trust_remote_code}
     place = links[-1].folder if links else folder
     brings = any((place / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"))
