@@ -195,7 +195,8 @@ def _checked(config: RunConfig, links: Sequence[Link], mark: str, key: str) -> l
 
 def _put_on(backbone: PreTrainedModel, chains: Sequence[tuple[Link, ...]]) -> dict[str, str]:
     """Add every adapter once: fingerprint -> its name in the model; "" for those folded into the weights."""
-    shared = common_prefix(chains)
+    # a reference stays without the adapter above it, even where every variant wears that
+    shared = common_prefix([*chains, *(links[:-1] for links in chains if _is_ppo(links))])
     for number, link in enumerate(chains[0][:shared]):
         add_adapter(backbone, f"folded{number}", link.files.config, link.files.state)
     if shared:
@@ -213,15 +214,18 @@ def _put_on(backbone: PreTrainedModel, chains: Sequence[tuple[Link, ...]]) -> di
 
 def _outfit(links: tuple[Link, ...], put_on: Mapping[str, str]) -> Outfit:
     wears = tuple(name for link in links if (name := put_on[link.fingerprint]))
-    lineage = links[-1].files.lineage if links else None
-    # what a policy was kept close to: all that it wears but its own adapter
-    has_reference = lineage is not None and lineage.stage == "ppo" and wears
     return Outfit(
         wears=wears,
-        reference=wears[:-1] if has_reference else None,
+        # what a policy was kept close to: all that it wears but its own adapter
+        reference=wears[:-1] if _is_ppo(links) else None,
         head=links[-1].files.head if links else None,
         links=links,
     )
+
+
+def _is_ppo(links: Sequence[Link]) -> bool:
+    lineage = links[-1].files.lineage if links else None
+    return lineage is not None and lineage.stage == "ppo"
 
 
 @dataclass(frozen=True, kw_only=True)

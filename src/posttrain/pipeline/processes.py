@@ -72,7 +72,10 @@ def _passing_on(child: subprocess.Popen[bytes]) -> Iterator[list[int]]:
 
 
 def _waited(child: subprocess.Popen[bytes]) -> tuple[int, int]:
-    """Exit status, and the peak of resident memory as the kernel counted it."""
+    """Exit status, and the peak of resident memory as the kernel counted it.
+
+    It counts at least what this process held when it started the child, which is less than any stage needs.
+    """
     _, raw, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(raw)
     return child.returncode, int(usage.ru_maxrss if sys.platform == "darwin" else usage.ru_maxrss * 1024)

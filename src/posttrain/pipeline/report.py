@@ -11,14 +11,13 @@ from posttrain.config import PipelineConfig
 from posttrain.errors import RunError
 from posttrain.evaluate.intervals import wilson_interval
 from posttrain.pipeline.report_plots import plot_report
-from posttrain.pipeline.results import StageResults, read_results, sql_evaluation
+from posttrain.pipeline.results import StageResults, called, read_results, sql_evaluation
 from posttrain.pipeline.state import State
 from posttrain.pipeline.tables import Table, block, code, number, share, signed
 from posttrain.train.metrics import duration
 
 FILE = "report.md"
 NUM_EXAMPLES = 10
-_NAMES = {"base": "base", "sft": "SFT", "ppo": "PPO", "rm": "reward model"}
 _METRICS = {"execution_accuracy": "execution accuracy", "reward": "reward"}
 
 
@@ -100,7 +99,7 @@ def training_table(stages: Sequence[StageResults]) -> Table:
             before = found.get("eval_perplexity_before")
             rows.append((stage.name, "perplexity", _shown(before), _shown(found["eval_perplexity"])))
         elif stage.kind == "rm" and "eval_accuracy" in found:
-            rows.append((stage.name, "pairs ranked correctly", _missing, _pair_accuracy(found)))
+            rows.append((stage.name, "pairs ranked correctly", _MISSING, _pair_accuracy(found)))
         elif stage.kind == "ppo" and "eval_reward" in found:
             before = found.get("eval_reward_before")
             rows.append((stage.name, "reward, greedy", _shown(before), _shown(found["eval_reward"])))
@@ -109,7 +108,9 @@ def training_table(stages: Sequence[StageResults]) -> Table:
         for task, metric in (("reward", "accuracy"), ("perplexity", "perplexity"), ("loss", "loss")):
             if found.get("task") == task:
                 measured = found.get("variants", {}).items()
-                rows += [(f"{stage.name}: {name}", metric, _missing, _shown(m[metric], 3)) for name, m in measured]
+                rows += [
+                    (f"{stage.name}: {called(name)}", metric, _MISSING, _shown(m[metric], 3)) for name, m in measured
+                ]
     return Table(("stage", "on held-out rows", "before", "after"), tuple(rows))
 
 
@@ -147,21 +148,16 @@ def differences(numbers: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
-def called(name: str) -> str:
-    """A variant's name as readers write it."""
-    return _NAMES.get(name.lower(), name)
-
-
-_missing = "–"
+_MISSING = "–"
 _COST = "Each stage is a process of its own: time from its start to its end, memory the most it held in RAM."
 
 
 def _shown(value: Any, places: int = 2) -> str:
-    return number(float(value), places=places) if isinstance(value, int | float) else _missing
+    return number(float(value), places=places) if isinstance(value, int | float) else _MISSING
 
 
 def _optional(metrics: Mapping[str, Any], name: str) -> str:
-    return number(metrics[name], metrics[f"{name}_interval"]) if name in metrics else _missing
+    return number(metrics[name], metrics[f"{name}_interval"]) if name in metrics else _MISSING
 
 
 def _pair_accuracy(found: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.pipeline.results import StageResults, sql_evaluation
+from posttrain.pipeline.results import StageResults, called, sql_evaluation
 from posttrain.train.plots import smoothed
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _plot_accuracy(numbers: Mapping[str, Any], path: Path) -> None:
         axes.bar(place, value, width=0.55, color=_LINE, alpha=0.85)
         axes.errorbar(place, value, yerr=spread, color=_INK, capsize=5, linewidth=1.4)
         axes.annotate(f"{value:.1f}", (place, high), xytext=(0, 5), textcoords="offset points", ha="center", color=_INK)
-    axes.set_xticks(range(len(names)), [_plain(name) for name in names])
+    axes.set_xticks(range(len(names)), [_plain(called(name)) for name in names])
     axes.set_xlabel(f"bars: {level} interval", color=_MUTED)
     axes.set_xlim(-0.6, len(names) - 0.4)
     axes.set_ylim(0, min(112.0, 1.18 * max(100 * found["execution_accuracy_interval"][1] for found in metrics) + 2))

@@ -13,6 +13,7 @@ from posttrain.pipeline.state import Record, State
 from posttrain.train.metrics import TRAINER_LOG
 from posttrain.train.run_directory import RunDirectory
 
+_NAMES = {"sft": "SFT", "ppo": "PPO", "rm": "reward model"}
 RESULT_FILES = {"train": "all_results.json", "eval": "eval_results.json"}
 
 
@@ -57,6 +58,11 @@ def sql_evaluation(stages: Sequence[StageResults]) -> StageResults | None:
     """The last evaluation of SQL, which is what models are compared by."""
     found = [stage for stage in stages if stage.numbers.get("task") == "sql" and stage.numbers.get("variants")]
     return found[-1] if found else None
+
+
+def called(name: str) -> str:
+    """A variant's name as readers write it."""
+    return _NAMES.get(name.lower(), name)
 
 
 def _read(stage: PipelineStage, state: State) -> StageResults:

@@ -1,0 +1,47 @@
+import json
+import shutil
+
+import pytest
+
+from posttrain.config import load_config
+
+
+@pytest.fixture(scope="session")
+def sql_data(tmp_path_factory):
+    """A small generated text-to-SQL data set with its databases."""
+    from posttrain.data.text2sql import generate
+
+    folder = tmp_path_factory.mktemp("text2sql")
+    generate(
+        folder,
+        num_tables=10,
+        num_pretrain=4,
+        num_pretrain_heldout=4,
+        num_sft=4,
+        num_pairs=4,
+        num_heldout_pairs=4,
+        num_prompts=4,
+        num_heldout=6,
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def eval_config(tiny_llama, tiny_data):
+    """The resolved configuration of an evaluation of the tiny model; keywords are keys of the YAML file."""
+
+    def make(**keys):
+        values = {"model_name_or_path": str(tiny_llama), "eval_dataset": str(tiny_data / "chat.json"), "seed": 1}
+        return load_config({**values, **keys}, command="eval")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ppo_folder(trained, tmp_path_factory):
+    """An adapter on ``pt`` whose lineage says that PPO made it."""
+    folder = tmp_path_factory.mktemp("ppo") / "ppo"
+    shutil.copytree(trained / "sft_on_pt", folder)
+    lineage = json.loads((folder / "lineage.json").read_text(encoding="utf-8"))
+    (folder / "lineage.json").write_text(json.dumps({**lineage, "stage": "ppo"}), encoding="utf-8")
+    return folder
