@@ -27,5 +27,5 @@ def execute(args: argparse.Namespace) -> int:
         results = evaluate(config, notify=say, progress=progress)
     variants = results.get("variants", {})
     print_table(variants)
-    print_block("eval metrics", {key: value for key, value in results.items() if not isinstance(value, dict)})
+    print_block("eval metrics", {key: value for key, value in results.items() if not isinstance(value, dict | list)})
     return 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from posttrain.cli.arguments import add_configured
-from posttrain.cli.output import say
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -28,5 +27,5 @@ def execute(args: argparse.Namespace) -> int:
 
     from posttrain.pipeline.run import run_pipeline
 
-    run_pipeline(args.config, args.overrides, notify=say)
+    run_pipeline(args.config, args.overrides, notify=lambda line: print(line, flush=True))
     return 0

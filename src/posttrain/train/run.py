@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ import yaml
 
 from posttrain.config import RunConfig
 from posttrain.data.datasets import load_dataset
+from posttrain.errors import UserError
 from posttrain.models.assemble import offline_assembly, online_assembly
 from posttrain.models.fetch import resolve_model
 from posttrain.models.load import load_tokenizer
@@ -43,6 +45,11 @@ def train(config: RunConfig, *, notify: Callable[[str], None] = lambda sentence:
         KeyboardInterrupt: Ctrl-C, after a checkpoint.
     """
     settings = config.train
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "started as one of several processes (WORLD_SIZE is set), but a run is one process for now: start it "
+            "without torchrun"
+        )
     for sentence in config.warnings:
         notify(sentence)
     model, reward = config.model, config.ppo.reward_model
