@@ -47,9 +47,10 @@ def _failed(message: str, status: int) -> int:
 
 def _farewell(args: argparse.Namespace) -> str:
     folder = getattr(args, "output_dir", None)
-    if args.command in ("train", "run") and folder and any(Path(folder).expanduser().glob("**/checkpoint-*")):
-        return f"interrupted. The same command continues from the newest checkpoint in {folder}."
-    return "interrupted."
+    if args.command not in ("train", "run") or not folder or not any(Path(folder).expanduser().glob("**/checkpoint-*")):
+        return "interrupted."
+    how = "The same command" if args.command == "run" else "The same command with resume_from_checkpoint=true"
+    return f"interrupted. {how} continues from the newest checkpoint in {folder}."
 
 
 def _unexpected(error: Exception, args: argparse.Namespace) -> str:
