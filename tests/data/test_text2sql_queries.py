@@ -124,7 +124,8 @@ def test_mistakes_are_the_ones_their_names_say():
             found.setdefault(mistake, set()).add(text)
     assert found["missing_cast"] == {"SELECT title FROM book WHERE price > 10;"}
     assert found["missing_filter"] == {"SELECT title FROM book;"}
-    assert found["wrong_operator"] == {"SELECT title FROM book WHERE CAST(price AS REAL) < 10;"}
+    compared = {f"SELECT title FROM book WHERE CAST(price AS REAL) {op} 10;" for op in ("<", ">=")}
+    assert found["wrong_operator"] == compared
     assert "SELECT genre FROM book WHERE CAST(price AS REAL) > 10;" in found["wrong_column"]
     assert "SELECT title FROM books WHERE CAST(price AS REAL) > 10;" in found["wrong_table"]
     assert "SELECT title_name FROM book WHERE CAST(price AS REAL) > 10;" in found["hallucinated_column"]

@@ -12,6 +12,7 @@ from posttrain.data.text2sql.tables import Column, Database
 Broken = Iterator[str]
 
 _FLIPPED = {">": "<", "<": ">", ">=": "<=", "<=": ">=", "=": "!=", "null": "not null", "not null": "null"}
+_NEAR = {">": ">=", "<": "<=", ">=": ">", "<=": "<"}
 _STRAY = {
     "en": ("total_count", "full_name", "category_id", "record_date", "item_type", "amount_due"),
     "zh": ("总数", "全名", "类目", "记录日", "备注", "编码值"),
@@ -22,6 +23,8 @@ _LATENESS = {
     "missing_cast": 0.15,
     "missing_distinct": 0.15,
     "wrong_aggregate": 0.4,
+    "wrong_operator": 0.7,
+    "extra_filter": 0.9,
     "wrong_value": 0.6,
     "hallucinated_column": 1.6,
     "wrong_table": 1.6,
@@ -143,12 +146,63 @@ def _wrong_operator(query: Query, database: Database, rng: Random) -> Broken:
     for i, condition in enumerate(query.where):
         if condition.op in _FLIPPED:
             yield _with_condition(query, i, dataclasses.replace(condition, op=_FLIPPED[condition.op]))
+        if condition.op in _NEAR and rng.random() < 0.5:
+            yield _with_condition(query, i, dataclasses.replace(condition, op=_NEAR[condition.op]))
         elif condition.op == "between":
-            yield _with_condition(query, i, dataclasses.replace(condition, op=">", values=condition.values[:1]))
-        elif condition.op in ("like", "year"):
+            yield from _broken_between(query, i, condition, rng)
+        elif condition.op == "like":
+            yield _with_condition(query, i, _broken_pattern(condition, rng))
+        elif condition.op == "year":
             yield _with_condition(query, i, dataclasses.replace(condition, op="="))
     if query.order:
         yield dataclasses.replace(query, descending=not query.descending).sql()
+
+
+def _broken_between(query: Query, place: int, condition: Condition, rng: Random) -> Broken:
+    """One bound only, or two comparisons that no number or nearly every number meets."""
+    low, high = condition.values
+    pairs = [(("<=", low), (">=", high)), (("<=", low), ("<=", high)), ((">", low), None), (("<", high), None)]
+    for first, second in rng.sample(pairs, k=len(pairs)):
+        bounds = [dataclasses.replace(condition, op=b[0], values=(b[1],)) for b in (first, second) if b is not None]
+        where = (*query.where[:place], *bounds, *query.where[place + 1 :])
+        yield dataclasses.replace(query, where=where).sql()
+
+
+def _broken_pattern(condition: Condition, rng: Random) -> Condition:
+    """Another place of the wildcards, or none and an equals sign."""
+    core = str(condition.values[0]).strip("%")
+    others = [pattern for pattern in (f"{core}%", f"%{core}", f"%{core}%") if pattern != condition.values[0]]
+    if rng.random() < 0.3:
+        return dataclasses.replace(condition, op="=", values=(core,))
+    return dataclasses.replace(condition, values=(rng.choice(others),))
+
+
+def _extra_filter(query: Query, database: Database, rng: Random) -> Broken:
+    """A condition that nobody asked for, on a column of the table: what a model adds that has seen mostly filters."""
+    if query.join is not None:
+        return
+    asked = {condition.column for condition in query.where}
+    free = [column for column in database.table.columns if column not in asked and column.kind != "key"]
+    rng.shuffle(free)
+    for column in free:
+        cells = [cell for cell in database.table.values(column) if cell is not None]
+        if not cells or column.needs_cast:
+            continue
+        noun = database.table.noun
+        value = noun if column.kind == "text" and rng.random() < 0.4 else rng.choice(cells)
+        op = rng.choice((">", "<", "=")) if column.kind in ("int", "real") else "="
+        yield dataclasses.replace(query, where=(*query.where, Condition(column, op, (value,)))).sql()
+
+
+def _extra_limit(query: Query, database: Database, rng: Random) -> Broken:
+    """Only the first row, with or without an order that nobody asked for."""
+    if query.limit is not None or any(term.function for term in query.select):
+        return
+    order = rng.choice([None, *(column for column in database.table.columns if not column.needs_cast)])
+    if query.join is not None or query.group is not None or query.order is not None:
+        order = query.order
+    descending = rng.random() < 0.5 if order is not query.order else query.descending
+    yield dataclasses.replace(query, order=order, descending=descending, limit=rng.choice((1, 1, 3))).sql()
 
 
 def _wrong_value(query: Query, database: Database, rng: Random) -> Broken:
@@ -192,6 +246,8 @@ MISTAKES: dict[str, Callable[[Query, Database, Random], Broken]] = {
     "wrong_table": _wrong_table,
     "missing_cast": _missing_cast,
     "missing_filter": _missing_filter,
+    "extra_filter": _extra_filter,
+    "extra_limit": _extra_limit,
     "wrong_aggregate": _wrong_aggregate,
     "wrong_operator": _wrong_operator,
     "wrong_value": _wrong_value,
