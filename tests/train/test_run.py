@@ -133,6 +133,22 @@ def test_completions_agree_with_the_log(start, tmp_path) -> None:
     assert len({row["prompt"] for row in rows}) == 12
 
 
+def test_a_critic_from_the_reward_starts_on_the_scale_of_normalised_rewards(start, monkeypatch) -> None:
+    """The first values are those of the reward's scale, less its mean, by its deviation."""
+    from posttrain.algorithms import PPO
+
+    seen, credit = [], PPO.credit
+    monkeypatch.setattr(PPO, "credit", lambda self, batch, state: seen.append(batch) or credit(self, batch, state))
+    for normalised in (False, True):
+        start("ppo", critic="adapter", ppo_score_norm=normalised, max_steps=1, overwrite_output_dir=True)
+    raw, scaled = seen
+    assert torch.equal(raw.rewards, scaled.rewards)
+    expected = (raw.values - raw.rewards.mean()) / raw.rewards.std()
+    mask = raw.loss_mask
+    torch.testing.assert_close(scaled.values[mask], expected[mask], atol=1e-4, rtol=1e-4)
+    assert (scaled.values - raw.values)[mask].abs().max() > 0.05
+
+
 def test_the_resolved_configuration_runs_again(start, tiny_config, tmp_path) -> None:
     start("sft", lora_dropout=0.1)
     written = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text("utf-8"))

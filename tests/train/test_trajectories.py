@@ -111,6 +111,17 @@ def test_the_state_that_resumes_is_not_the_initial_one(start, tmp_path) -> None:
     assert state["iterations"] == 1
 
 
+@pytest.mark.parametrize("case", ["sft", "ppo value head"])
+def test_what_was_logged_after_the_checkpoint_is_logged_anew(start, tmp_path, case) -> None:
+    """Cut at step 3 with the last checkpoint at 2: the third step stands in the logs once."""
+    start(case, tmp_path / "cut", save_steps=2, stop_after=3, num_train_epochs=2)
+    start(case, tmp_path / "again", save_steps=2, num_train_epochs=2)
+    assert [row["current_steps"] for row in timeless(tmp_path / "cut", "trainer_log.jsonl") if "loss" in row][-1] == 3
+    start(case, tmp_path / "cut", save_steps=2, num_train_epochs=2, resume_from_checkpoint=True)
+    for name in ("trainer_log.jsonl", "completions.jsonl"):
+        assert timeless(tmp_path / "again", name) == timeless(tmp_path / "cut", name)
+
+
 def test_an_interrupted_run_continues_unasked(start, tmp_path) -> None:
     start("rm", tmp_path / "whole")
     start("rm", tmp_path / "cut", stop_after=2)
