@@ -189,7 +189,7 @@ def test_derived_values():
     assert config.data.packing is False
     assert load_config({**MINIMAL, "stage": "pt"}).data.packing is True
     assert load_config({**MINIMAL, "neat_packing": True}).data.packing is True
-    assert load_config({**MINIMAL, "do_eval": True, "val_size": 5}).train.do_train is False
+    assert load_config({**MINIMAL, "do_eval": True, "val_size": 5}, command="eval").train.do_train is False
     best = load_config({**MINIMAL, "metric_for_best_model": "accuracy"}).train
     assert (best.metric_for_best_model, best.greater_is_better) == ("eval_accuracy", True)
 

@@ -29,7 +29,8 @@ PPO = {**SFT, "stage": "ppo", "reward_model": "r"}
         ({**SFT, "lora_target": []}, "`lora_target` is empty"),
         ({**SFT, "eval_strategy": "steps"}, "has no rows to evaluate on"),
         ({**SFT, "do_train": True, "do_eval": True}, "`do_eval` has no rows"),
-        ({**SFT, "do_train": False}, "nothing to do"),
+        ({**SFT, "do_train": False}, "posttrain eval"),
+        ({**SFT, "do_eval": True, "val_size": 2}, "posttrain generate"),
         ({**SFT, "load_best_model_at_end": True}, "compares evaluations"),
         ({**SFT, "early_stopping_steps": 2}, "compares evaluations"),
         (
@@ -57,7 +58,7 @@ def test_what_cannot_work_is_refused(config, part):
     "config",
     [
         {**SFT, "val_size": 20, "eval_strategy": "steps", "eval_steps": 50, "load_best_model_at_end": True},
-        {**SFT, "do_eval": True, "dataset": None, "eval_dataset": "e"},
+        {**SFT, "do_train": True, "do_eval": True, "eval_dataset": "e"},
         {**SFT, "finetuning_type": "freeze", "freeze_trainable_layers": -2},
         {**PPO, "eval_strategy": "steps", "val_size": 0.1},
         {**SFT, "stage": "pt", "neat_packing": True, "text_column": "text"},

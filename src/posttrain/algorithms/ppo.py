@@ -126,6 +126,5 @@ class PPO:
         metrics = {
             "value_loss": loss.detach(),
             "value_clip_fraction": (loss > 0.5 * (values - returns).square()).to(loss.dtype),
-            "value_mean": values.detach(),
         }
         return LossTerm(loss=self.value_coef * loss, metrics=metrics, unit="token")

@@ -65,7 +65,7 @@ class PPOConfig:
     ppo_buffer_size: int = option(
         1,
         help="Optimizer batches gathered before each update: per_device_train_batch_size x "
-        "gradient_accumulation_steps x this many prompts.",
+        "gradient_accumulation_steps x this many completions.",
         minimum=1,
     )
     ppo_epochs: int = option(4, help="Passes over the gathered experience.", minimum=1)

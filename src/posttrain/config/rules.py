@@ -29,21 +29,23 @@ def cautions(config: RunConfig, command: Command) -> list[str]:
     """What works, and may surprise."""
     rules: list[Callable[[RunConfig], Iterator[str]]] = [_legacy_export]
     if command == "train":
-        rules += [_foreign_stage, _sampling, _double_warmup, _save_only]
+        rules += [_foreign_stage, _sampling, _double_warmup, _predict, _save_only]
     return [sentence for rule in rules for sentence in rule(config)]
 
 
 def _required(config: RunConfig) -> Iterator[Finding]:
     for key, meaning, example in _NEEDED:
-        if key == "dataset" and config.data.eval_dataset and not config.train.do_train:
-            continue
         if not config.value(key):
             yield (
                 key,
                 f"`{key}` is missing: stage {config.method.stage} needs {meaning}; add a line such as `{example}`",
             )
-    if not (config.train.do_train or config.train.do_eval or config.train.do_predict):
-        yield "do_train", "nothing to do: set `do_train`, `do_eval` or `do_predict` to true"
+    if not config.train.do_train:
+        yield (
+            "do_train",
+            "`posttrain train` trains; with `do_train: false` give the same file to `posttrain eval` to measure, or to "
+            "`posttrain generate` to predict",
+        )
 
 
 def _stage(config: RunConfig) -> Iterator[Finding]:
@@ -103,8 +105,6 @@ def _ppo(config: RunConfig) -> Iterator[Finding]:
             "lora_dropout",
             "`lora_dropout` must be 0 in stage ppo: with dropout the policy that trains is not the one that sampled",
         )
-    if not config.train.do_train:
-        yield "do_train", "stage ppo needs `do_train: true`; to measure a model use `posttrain eval`"
 
 
 def _numbers(config: RunConfig) -> Iterator[Finding]:
@@ -208,6 +208,11 @@ def _sampling(config: RunConfig) -> Iterator[str]:
 def _double_warmup(config: RunConfig) -> Iterator[str]:
     if config.train.warmup_steps and config.train.warmup_ratio:
         yield "`warmup_steps` and `warmup_ratio` are both set; `warmup_steps` wins"
+
+
+def _predict(config: RunConfig) -> Iterator[str]:
+    if config.train.do_predict:
+        yield "`do_predict: true` predicts nothing in training: give the same file to `posttrain generate` afterwards"
 
 
 def _save_only(config: RunConfig) -> Iterator[str]:

@@ -14,9 +14,13 @@ class TrainConfig:
 
     output_dir: str = option("", help="Folder of the run; required by `posttrain train`.", path=True)
     overwrite_output_dir: bool = option(False, help="Start afresh in a folder that holds a run already.")
-    do_train: bool = option(True, help="Train; false where only `do_eval` or `do_predict` is set.")
-    do_eval: bool = option(False, help="Evaluate at the end of the run.")
-    do_predict: bool = option(False, help="Generate completions of the evaluation rows at the end of the run.")
+    do_train: bool = option(
+        True, help="Must be true to train; taken as false where only `do_eval` or `do_predict` is set."
+    )
+    do_eval: bool = option(
+        False, help="Accepted for compatibility; a run with held-out rows is always evaluated at its end."
+    )
+    do_predict: bool = option(False, help="Accepted for compatibility; predictions are made by `posttrain generate`.")
     per_device_train_batch_size: int = option(8, help="Rows per micro-batch; pairs in stage rm.", minimum=1)
     per_device_eval_batch_size: int = option(8, help="Rows per batch in evaluation and generation.", minimum=1)
     gradient_accumulation_steps: int = option(1, help="Micro-batches per optimizer step.", minimum=1)

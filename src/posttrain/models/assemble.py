@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,15 @@ from posttrain.models.chains import Link, base_of, chain, common_prefix
 from posttrain.models.fetch import resolve_model
 from posttrain.models.forward import prepare_trunk
 from posttrain.models.heads import ScalarHead
-from posttrain.models.lineage import Backbone, Lineage, check_backbone, fingerprint, read_lineage, write_lineage
+from posttrain.models.lineage import (
+    Backbone,
+    Lineage,
+    check_backbone,
+    check_template,
+    fingerprint,
+    read_lineage,
+    write_lineage,
+)
 from posttrain.models.load import disable_dropout, load_causal_lm
 from posttrain.models.roles import Costume, SharedRoles
 from posttrain.types import Role
@@ -36,6 +45,7 @@ class Assembly:
         own_config: its LoRA configuration.
         base_name: ``model_name_or_path`` as the result should name it.
         lineage: recorded beside the result.
+        stands_on: (configuration key, adapter folder, its lineage) of everything that was loaded beneath.
         notes: sentences for the user about what was assembled.
     """
 
@@ -44,7 +54,21 @@ class Assembly:
     own_config: LoraConfig | None
     base_name: str
     lineage: Lineage
+    stands_on: tuple[tuple[str, Path, Lineage | None], ...] = ()
     notes: tuple[str, ...] = ()
+
+    def under_template(self, fingerprint: str, *, allow_mismatch: bool) -> Assembly:
+        """The same assembly, to be saved with this chat template.
+
+        Raises:
+            UserError: if something it stands on was trained with another one.
+        """
+        found = [
+            check_template(lineage, fingerprint, folder=folder, key=key, allow_mismatch=allow_mismatch)
+            for key, folder, lineage in self.stands_on
+        ]
+        notes = (*self.notes, *(note for note in found if note))
+        return dataclasses.replace(self, lineage=dataclasses.replace(self.lineage, template=fingerprint), notes=notes)
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write what was trained as a folder that peft or transformers load: weights, head, tokenizer, lineage."""
@@ -99,6 +123,7 @@ def offline_assembly(config: RunConfig) -> Assembly:
     backbone = load_backbone(config)
     mark = fingerprint(backbone)
     notes = _checked(config, links, mark, "adapter_name_or_path")
+    stands_on = _named("adapter_name_or_path", links)
     head = "score" if role is Role.REWARD else "lm_head"
     heads = {"score": _score_head(config, backbone, links)} if role is Role.REWARD else {}
     if method.finetuning_type != "lora":
@@ -124,6 +149,7 @@ def offline_assembly(config: RunConfig) -> Assembly:
         own_config=own_config,
         base_name=config.model.model_name_or_path,
         lineage=_lineage(config, mark, links),
+        stands_on=stands_on,
         notes=notes,
     )
 
@@ -181,6 +207,7 @@ def online_assembly(config: RunConfig) -> Assembly:
         own_config=own_config,
         base_name=config.model.model_name_or_path,
         lineage=_online_lineage(config, mark, actor_links),
+        stands_on=_named("adapter_name_or_path", actor_links) + _named("reward_model", reward_links),
         notes=notes,
     )
 
@@ -259,7 +286,17 @@ def _checked(config: RunConfig, links: Sequence[Link], mark: str, key: str) -> t
         )
         for link in links
     ]
-    return tuple(note for note in notes if note)
+    unknown = [
+        f"{key}: {link.folder} does not record what it was trained on beyond the name "
+        f"{link.files.base_model_name_or_path or '(none)'}; it is taken to fit {config.model.model_name_or_path}."
+        for link in links
+        if link.files.lineage is None
+    ]
+    return (*(note for note in notes if note), *unknown)
+
+
+def _named(key: str, links: Sequence[Link]) -> tuple[tuple[str, Path, Lineage | None], ...]:
+    return tuple((key, link.folder, link.files.lineage) for link in links)
 
 
 def _own_config(config: RunConfig, backbone: PreTrainedModel) -> LoraConfig:
@@ -303,7 +340,9 @@ def _finish(config: RunConfig, backbone: PreTrainedModel) -> None:
         warnings.simplefilter("always")
         prepare_trunk(backbone)
     if config.train.gradient_checkpointing:
-        backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # transformers renamed it in 5.20 and warns about the old name
+        enable = getattr(backbone, "activation_checkpointing_enable", backbone.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
 
 
 def _lineage(config: RunConfig, mark: str, links: Sequence[Link]) -> Lineage:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from posttrain.functional import token_logprobs
 from posttrain.models.attention import NAME, register
+from posttrain.models.logits import logit_scale
 from posttrain.models.packing import packed
 from posttrain.types import Batch, Outputs
 
@@ -132,14 +133,6 @@ def _language_head(
         softcap=getattr(text_config, "final_logit_softcapping", None),
         logit_scale=logit_scale(text_config),
     )
-
-
-def logit_scale(text_config: Any) -> float | None:
-    """The constant factor some architectures put on their logits (Cohere multiplies, Granite divides), or None."""
-    if getattr(text_config, "logits_scaling", None):
-        return 1.0 / float(text_config.logits_scaling)
-    scale = getattr(text_config, "logit_scale", None)
-    return float(scale) if scale else None
 
 
 def _table(batch: Batch, row: Tensor, column: Tensor, values: Tensor) -> Tensor:

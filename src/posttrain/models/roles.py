@@ -113,7 +113,7 @@ class SharedRoles(nn.Module):
                 yield self.backbone
             finally:
                 self.backbone.train(training)
-        self.wear(())
+                self.wear(())
 
     def together(self, roles: tuple[Role, ...]) -> list[tuple[Role, ...]]:
         """Roles grouped by equal costume, in order: one forward for each group."""

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from posttrain.errors import RunError, UserError
 from posttrain.models import attention
+from posttrain.models.logits import logits_of
 from posttrain.rollout import sampling
-from posttrain.rollout.head import logits_of
 from posttrain.rollout.kv_cache import KVCache, StepPlan
 from posttrain.rollout.protocol import Completion, Progress, Prompt, SamplingParams
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from posttrain.models.logits import logits_of
 from posttrain.rollout import SamplingParams, sampling
-from posttrain.rollout.head import logits_of
 from posttrain.rollout.kv_cache import KVCache, StepPlan
 
 

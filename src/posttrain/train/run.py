@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 import warnings
@@ -78,12 +77,11 @@ def train(config: RunConfig, *, notify: Callable[[str], None] = lambda sentence:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         assembly = online_assembly(config) if config.method.stage == "ppo" else offline_assembly(config)
-    for sentence in (*assembly.notes, *(str(w.message) for w in caught if "cannot run packed" in str(w.message))):
-        notify(sentence)
     if splits.template is not None:
         tokenizer.chat_template = splits.template.chat_template
-        lineage = dataclasses.replace(assembly.lineage, template=splits.template.fingerprint)
-        assembly = dataclasses.replace(assembly, lineage=lineage)
+        assembly = assembly.under_template(splits.template.fingerprint, allow_mismatch=config.ppo.allow_mismatch)
+    for sentence in (*assembly.notes, *(str(w.message) for w in caught if "cannot run packed" in str(w.message))):
+        notify(sentence)
     # only now: whatever was wrong with the configuration has been said, and an earlier run may be removed
     directory = RunDirectory.create(settings.output_dir, **place)
     if directory.notice:

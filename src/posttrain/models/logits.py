@@ -23,7 +23,7 @@ def logits_of(model: Any, hidden: Tensor) -> Tensor:
     """
     config = model.config.get_text_config()
     logits: Tensor = model.get_output_embeddings()(hidden)
-    scale = _scale(config)
+    scale = logit_scale(config)
     if scale != 1.0:
         logits = logits * scale
     softcap = getattr(config, "final_logit_softcapping", None)
@@ -32,7 +32,8 @@ def logits_of(model: Any, hidden: Tensor) -> Tensor:
     return logits
 
 
-def _scale(config: Any) -> float:
+def logit_scale(config: Any) -> float:
+    """The constant factor that a family puts on its logits (Cohere multiplies, Granite divides); 1 for most."""
     scale = 1.0
     for name in _MULTIPLIERS:
         scale *= getattr(config, name, None) or 1.0

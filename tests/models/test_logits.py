@@ -13,7 +13,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from posttrain.rollout.head import logits_of
+from posttrain.models.logits import logits_of
 
 SIZE = {
     "vocab_size": 23,
