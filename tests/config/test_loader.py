@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posttrain.config import KEYS, load_config, stage_defaults
@@ -211,6 +211,7 @@ VALUES = {
 }
 
 
+@settings(deadline=None)
 @given(st.fixed_dictionaries({}, optional=VALUES))
 def test_the_resolved_configuration_loads_to_itself(values):
     config = load_config({**MINIMAL, **values})

@@ -49,10 +49,14 @@ class DataConfig:
     train_on_prompt: bool = option(False, help="SFT: learn the prompt tokens too, not only the answers.")
     mask_history: bool = option(False, help="SFT: learn only the last answer of a conversation.")
     packing: bool | None = option(
-        None, help="Fill rows up to `cutoff_len` with several documents; null is true in stage pt and false elsewhere."
+        None,
+        help="Stage pt: join documents and cut them into rows of `cutoff_len`; null is true there. Changes nothing in "
+        "stage sft, whose rows are computed without padding anyway.",
     )
     neat_packing: bool = option(
-        False, help="Packing in which attention stays within each document; switches `packing` on."
+        False,
+        help="Stage pt: keep documents in rows of their own, so that attention stays within each; switches `packing` "
+        "on. Changes nothing in stage sft, whose rows see only themselves anyway.",
     )
     max_samples: int | None = option(None, help="Take at most this many rows of each dataset.", minimum=1)
     val_size: float = option(
@@ -61,7 +65,7 @@ class DataConfig:
     text_column: str | None = option(
         None, help="Column with raw text: stage pt reads it as documents, stage sft learns all of its tokens."
     )
-    group_by_length: bool = option(False, help="Put rows of similar length into the same batch.")
+    group_by_length: bool = option(False, help="Put rows of similar length into the same batch, except in stage ppo.")
     overwrite_cache: bool = option(False, help="Accepted for compatibility; rows are encoded anew in every run.")
     preprocessing_num_workers: int | None = option(
         None, help="Accepted for compatibility; rows are encoded in one process.", minimum=0

@@ -29,7 +29,7 @@ def cautions(config: RunConfig, command: Command) -> list[str]:
     """What works, and may surprise."""
     rules: list[Callable[[RunConfig], Iterator[str]]] = [_legacy_export]
     if command == "train":
-        rules += [_foreign_stage, _sampling, _double_warmup, _predict, _save_only]
+        rules += [_foreign_stage, _batching, _sampling, _double_warmup, _predict, _save_only]
     return [sentence for rule in rules for sentence in rule(config)]
 
 
@@ -51,9 +51,9 @@ def _required(config: RunConfig) -> Iterator[Finding]:
 def _stage(config: RunConfig) -> Iterator[Finding]:
     stage, data = config.method.stage, config.data
     if stage not in ("pt", "sft") and data.neat_packing:
-        yield "neat_packing", f"`neat_packing` is for stages pt and sft; remove it from stage {stage}"
+        yield "neat_packing", f"`neat_packing` is for stage pt; remove it from stage {stage}"
     elif stage not in ("pt", "sft") and data.packing:
-        yield "packing", f"`packing` is for stages pt and sft; remove it from stage {stage}"
+        yield "packing", f"`packing` is for stage pt; remove it from stage {stage}"
     for key in ("train_on_prompt", "mask_history"):
         if config.value(key) and stage != "sft":
             yield key, f"`{key}` is for stage sft; remove it from stage {stage}"
@@ -188,6 +188,22 @@ def _foreign_stage(config: RunConfig) -> Iterator[str]:
         if changed:
             verb = "concerns" if len(changed) == 1 else "concern"
             yield f"{', '.join(changed)} {verb} stage {stage} and changes nothing in stage {config.method.stage}"
+
+
+def _batching(config: RunConfig) -> Iterator[str]:
+    stage, data = config.method.stage, config.data
+    if stage == "sft" and data.packing:
+        key = "neat_packing" if data.neat_packing else "packing"
+        yield (
+            f"`{key}: true` changes nothing in stage sft: rows are computed without padding and see only themselves "
+            "in any case, and `per_device_train_batch_size` counts rows; raise it where packing was meant to put "
+            "several into one"
+        )
+    if stage == "ppo" and data.group_by_length:
+        yield (
+            "`group_by_length: true` changes nothing in stage ppo: prompts are taken in the order of `data_seed`, and "
+            "neither sampling nor training pads them"
+        )
 
 
 def _sampling(config: RunConfig) -> Iterator[str]:
