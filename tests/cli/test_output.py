@@ -66,7 +66,18 @@ def test_progress_in_a_file_is_a_line_now_and_then(capsys):
     assert capsys.readouterr().err.splitlines() == [
         "posttrain: generate: 0 of 4",
         "posttrain: generate: 2 of 4",
+        "posttrain: generate: 3 of 4",
         "posttrain: score",
+    ]
+
+
+def test_something_quick_is_shown_with_its_end(capsys):
+    with ProgressLine(clock=lambda: 0.0) as progress:
+        for done in range(1, 101):
+            progress("run the SQL of base", done, 100)
+    assert capsys.readouterr().err.splitlines() == [
+        "posttrain: run the SQL of base: 1 of 100",
+        "posttrain: run the SQL of base: 100 of 100",
     ]
 
 

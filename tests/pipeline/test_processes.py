@@ -5,8 +5,10 @@ import sys
 import textwrap
 import time
 
+import psutil
 import pytest
 
+from posttrain.pipeline import processes
 from posttrain.pipeline.processes import run_process
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
@@ -78,6 +80,40 @@ def test_ctrl_c_reaches_the_child_once_each_time_and_is_waited_for(times, to_gro
         time.sleep(0.1)
     out, _ = parent.communicate(timeout=20)
     assert out.splitlines() == [f"checkpoint {times}", "ended 130 True"]
+
+
+@posix
+def test_a_signal_after_the_child_has_ended_does_not_take_its_end_away():
+    """Ctrl-C between the child's end and its being waited for."""
+    child = subprocess.Popen(python("raise SystemExit(3)"))
+    with processes._passing_on(child) as seen:
+        while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+        status, _ = processes._waited(child)
+    assert (status, seen) == (3, [signal.SIGINT])
+
+
+ASKS_TO_TERMINATE = """
+import os, signal, time
+signal.signal(signal.SIGTERM, lambda *_: exit(7))
+time.sleep(0.3)  # until the parent passes signals on
+os.kill(os.getppid(), signal.SIGTERM)
+time.sleep(20)
+"""
+TERMINATED = """
+import sys
+from posttrain.pipeline.processes import run_process
+ended = run_process([sys.executable, "-c", sys.argv[1]])
+print(ended.status, ended.interrupted)
+"""
+
+
+@posix
+def test_a_request_to_terminate_is_passed_on_and_waited_for():
+    command = python(TERMINATED, ASKS_TO_TERMINATE)
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=30, check=True)
+    assert done.stdout == "7 True\n"
 
 
 def test_signals_are_as_before_afterwards():

@@ -30,6 +30,7 @@ class ProgressLine:
         self._clock = clock
         self._in_place = sys.stderr.isatty()
         self._what = ""
+        self._pending = ""
         self._shown = -float("inf")
         self._is_open = False
 
@@ -38,12 +39,17 @@ class ProgressLine:
         now, is_new = self._clock(), what != self._what
         interval = _IN_PLACE_SECONDS if self._in_place else _LINE_SECONDS
         ends_in_place = self._in_place and done >= total
+        text = f"{what}: {self._amount(done, total)}" if total > 1 else what
         if not (is_new or ends_in_place or now - self._shown >= interval):
+            self._pending = text
             return
         if is_new:
             self.close()
         self._what, self._shown = what, now
-        text = f"{what}: {self._amount(done, total)}" if total > 1 else what
+        self._show(text)
+
+    def _show(self, text: str) -> None:
+        self._pending = ""
         if self._in_place:
             print(f"\rposttrain: {text}\x1b[K", end="", file=sys.stderr, flush=True)
             self._is_open = True
@@ -51,7 +57,9 @@ class ProgressLine:
             print(f"posttrain: {text}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """End the line that is being rewritten."""
+        """Show how far it came, if that was not shown yet, and end the line that is being rewritten."""
+        if self._pending:
+            self._show(self._pending)
         if self._is_open:
             print(file=sys.stderr)
         self._is_open = False

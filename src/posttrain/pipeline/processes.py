@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
@@ -60,7 +60,9 @@ def _passing_on(child: subprocess.Popen[bytes]) -> Iterator[list[int]]:
         seen.append(signum)
         # On Windows the console has told the child already.
         if os.name == "posix" and child.returncode is None:
-            child.send_signal(signum)
+            # Not Popen.send_signal: it polls, and an end that poll has taken note of is lost to wait4.
+            with suppress(ProcessLookupError):
+                os.kill(child.pid, signum)
 
     names = ("SIGINT", "SIGTERM", "SIGHUP") if os.name == "posix" else ("SIGINT",)
     before = {number: signal.signal(number, pass_on) for number in (getattr(signal, name) for name in names)}
