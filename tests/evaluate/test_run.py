@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -84,9 +85,76 @@ def test_no_rows_is_one_clear_message(eval_config):
         evaluate(eval_config(eval_dataset=None))
 
 
+@pytest.mark.parametrize("stage", ["sft", "rm"])
+def test_without_an_eval_dataset_the_rows_are_those_that_training_held_out(
+    stage, tiny_config, tiny_data, eval_config, tmp_path
+):
+    from posttrain.train.run import train
+
+    keys = {"val_size": 0.3, "seed": 8, "learning_rate": 2e-2}
+    trained = train(tiny_config(stage, tmp_path / "run", **keys, num_train_epochs=3, save_strategy="no"))
+    folder = "reward_model" if stage == "rm" else "adapter_name_or_path"
+    data = str(tiny_data / {"sft": "chat.json", "rm": "pairs.json"}[stage])
+    common = {"stage": stage, "dataset": data, "eval_dataset": None, "cutoff_len": 64, folder: str(tmp_path / "run")}
+    said = []
+    results = evaluate(eval_config(**common, **keys), said.append)
+    assert results["eval_num_rows"] == 4
+    assert results["eval_loss"] == pytest.approx(trained["eval_loss"], abs=1e-4)
+    assert any("`val_size: 0.3` and `seed: 8`" in sentence for sentence in said)
+    others = evaluate(eval_config(**common, **{**keys, "seed": 9}))
+    assert others["eval_loss"] != pytest.approx(trained["eval_loss"], abs=1e-4)
+    whole = evaluate(eval_config(**{**common, "eval_dataset": data}, **keys))
+    assert whole["eval_num_rows"] == 12
+
+
+def test_rows_read_in_another_way_than_in_training_are_the_held_out_ones_too(eval_config, tiny_llama, tmp_path):
+    """Rows without an answer are no use to stage sft, but questions like any other to an evaluation of SQL."""
+    from posttrain.data.datasets import load_dataset
+    from posttrain.evaluate.rows import read_rows
+    from posttrain.models.load import load_tokenizer
+
+    answers = ["a", "", "b", "", "", "c", "d", "", "e", "f"]
+    rows = [{"instruction": f"question {i}", "input": "", "output": text} for i, text in enumerate(answers)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    path = str(tmp_path / "rows.json")
+    config = eval_config(task="sql", stage="sft", dataset=path, eval_dataset=None, val_size=3, seed=2)
+    tokenizer = load_tokenizer(tiny_llama)
+    validation = load_dataset(config.data, tokenizer, "sft", seed=2).validation
+    prompts, _, report = read_rows(config, tokenizer, "ppo")
+    assert (report.rows_read, report.kept) == (3, 3)
+    for prompt, row in zip(prompts, validation, strict=True):
+        assert row.input_ids[: len(prompt.input_ids)] == prompt.input_ids
+
+
+def refused(config):
+    """The message of an evaluation that ends before the model is loaded."""
+    shown = []
+    with pytest.raises(UserError) as caught:
+        evaluate(config, progress=lambda *call: shown.append(call))
+    assert shown == []
+    return str(caught.value)
+
+
 def test_an_output_folder_that_cannot_be_is_refused_before_the_model_is_loaded(eval_config, tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
-    shown = []
-    with pytest.raises(UserError, match="cannot be written to"):
-        evaluate(eval_config(output_dir=str(tmp_path / "file" / "out")), progress=lambda *call: shown.append(call))
-    assert shown == []
+    assert "cannot be written to" in refused(eval_config(output_dir=str(tmp_path / "file" / "out")))
+
+
+@pytest.mark.parametrize("name", ["eval_results.json", "predictions.jsonl"])
+def test_a_folder_in_the_place_of_the_results_is_refused_before_the_model_is_loaded(eval_config, tmp_path, name):
+    (tmp_path / name).mkdir()
+    assert f"holds a folder called {name}" in refused(eval_config(output_dir=str(tmp_path)))
+
+
+def test_a_folder_without_leave_to_write_is_refused_before_the_model_is_loaded(eval_config, tmp_path, monkeypatch):
+    def forbidden(path, *args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "write_text", forbidden)
+    message = refused(eval_config(output_dir=str(tmp_path)))
+    assert message == f"output_dir {tmp_path} cannot be written to: Permission denied"
+
+
+def test_trying_the_folder_out_leaves_nothing_behind(eval_config, tmp_path):
+    evaluate(eval_config(output_dir=str(tmp_path)))
+    assert [path.name for path in tmp_path.iterdir()] == ["eval_results.json"]

@@ -1,14 +1,16 @@
-"""The rows an evaluation measures: those of ``eval_dataset``, else of ``dataset``, encoded as training would."""
+"""The rows an evaluation measures: ``eval_dataset``, else what training held out of ``dataset``, else all of that."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.config import RunConfig
-from posttrain.data.datasets import Stage, encode_examples, read_examples
+from posttrain.data.datasets import Stage, encode_examples, hold_out, read_examples
 from posttrain.data.encode import Report
+from posttrain.data.formats import Example
 from posttrain.data.template import Template
 from posttrain.errors import UserError
 
@@ -16,10 +18,11 @@ from posttrain.errors import UserError
 def read_rows(
     config: RunConfig, tokenizer: PreTrainedTokenizerBase, stage: Stage
 ) -> tuple[list[Any], Template | None, Report]:
-    """All rows to evaluate on.
+    """All rows to evaluate on, encoded as training would.
 
     Args:
-        config: names the dataset.
+        config: names the dataset. With ``val_size`` and no ``eval_dataset`` the rows are those that a training run of
+            this configuration holds out.
         tokenizer: of the model.
         stage: how rows are read and encoded, as in ``load_dataset``.
 
@@ -39,4 +42,26 @@ def read_rows(
     template = None if on_text else Template(tokenizer, data.template, data.default_system)
     report = Report()
     examples = read_examples(names, data, stage, report, margin_column=config.reward_model.margin_column)
+    if holds_out(config):
+        examples = _held_out(config, examples, stage)
+        report = Report(rows_read=len(examples))
     return encode_examples(examples, tokenizer, template, data, stage, report), template, report
+
+
+def holds_out(config: RunConfig) -> bool:
+    """Whether the rows are a part of ``dataset`` that training with this configuration leaves out."""
+    return config.data.val_size > 0 and not config.data.eval_dataset
+
+
+def _held_out(config: RunConfig, examples: Sequence[Example], stage: Stage) -> list[Example]:
+    """Those of the examples that training does not see.
+
+    Which rows are usable, and so which ones the seed chooses, depends on the stage; where the evaluation reads rows in
+    another way than training did, the choice is therefore made among the examples of the training stage.
+    """
+    data, trained = config.data, config.method.stage if "stage" in config.sources else stage
+    if trained == stage:
+        return hold_out(examples, data.val_size, config.train.seed)[1]
+    seen = read_examples(data.dataset, data, trained, Report(), margin_column=config.reward_model.margin_column)
+    places = {example.where for example in hold_out(seen, data.val_size, config.train.seed)[1]}
+    return [example for example in examples if example.where in places]

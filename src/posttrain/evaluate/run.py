@@ -18,7 +18,7 @@ from posttrain.evaluate import sql_task
 from posttrain.evaluate.completions import complete, sampling_params
 from posttrain.evaluate.likelihood import measure_likelihood
 from posttrain.evaluate.preference import measure_preference
-from posttrain.evaluate.rows import read_rows
+from posttrain.evaluate.rows import holds_out, read_rows
 from posttrain.evaluate.wardrobe import Wardrobe, load_wearing
 from posttrain.models.lineage import check_template
 
@@ -43,7 +43,9 @@ def evaluate(
     notify: Callable[[str], None] = lambda sentence: None,
     progress: Progress = lambda what, done, total: None,
 ) -> dict[str, Any]:
-    """Measure a model, or each of ``variants``, on the rows of ``eval_dataset`` (else ``dataset``).
+    """Measure a model, or each of ``variants``, on the rows of ``eval_dataset``, else of ``dataset``.
+
+    With ``val_size`` and no ``eval_dataset`` these are the rows that training with the same keys holds out.
 
     Args:
         config: loaded with ``command="eval"``.
@@ -67,6 +69,9 @@ def evaluate(
         notify(sentence)
     task = config.evaluate.task or "loss"
     rows, template, report = read_rows(config, wardrobe.tokenizer, _stage(config, task))
+    if holds_out(config):
+        size, seed = config.data.val_size, config.train.seed
+        notify(f"measuring the rows that training keeps out with `val_size: {size:g}` and `seed: {seed}`")
     notify(report.sentence())
     for sentence in _template_notes(wardrobe, template):
         notify(sentence)
@@ -148,15 +153,29 @@ def _results(config: RunConfig, task: str, found: _Found, seconds: float) -> dic
 
 
 def _output_folder(config: RunConfig) -> Path | None:
-    """``output_dir``, made; None where the configuration names none."""
+    """``output_dir``, made and tried out; None where the configuration names none.
+
+    Raises:
+        UserError: the results could not be written there, which is better said before the evaluation than after it.
+    """
     if not config.train.output_dir:
         return None
     folder = Path(config.train.output_dir).expanduser()
+    partial = _partial(folder, RESULTS)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        partial.write_text("", encoding="utf-8")
+        partial.unlink()
     except OSError as error:
         raise UserError(f"output_dir {folder} cannot be written to: {error.strerror or error}") from error
+    for name in (RESULTS, PREDICTIONS):
+        if (folder / name).is_dir():
+            raise UserError(f"output_dir {folder} holds a folder called {name}, where the results go; name another")
     return folder
+
+
+def _partial(folder: Path, name: str) -> Path:
+    return folder / f".tmp-{name}"
 
 
 def _write(folder: Path, results: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
@@ -167,7 +186,7 @@ def _write(folder: Path, results: Mapping[str, Any], records: Sequence[Mapping[s
         RESULTS: json.dumps(results, ensure_ascii=False, indent=2) + "\n",
     }
     for name, text in texts.items():
-        partial = folder / f".tmp-{name}"
+        partial = _partial(folder, name)
         try:
             partial.write_text(text, encoding="utf-8", newline="\n")
             partial.replace(folder / name)
