@@ -116,6 +116,45 @@ def test_a_changed_stage_runs_again_with_all_that_was_made_from_it(bench):
     assert list(bench.calls) == ["pt", "sft", "merged", "score"]
 
 
+def test_a_changed_data_file_reaches_its_readers(bench, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("one", encoding="utf-8")
+    (tmp_path / "chat.json").write_text("[]", encoding="utf-8")
+    bench.run()
+    bench.run()
+    assert bench.calls == {}
+    (tmp_path / "chat.json").write_text("[1]", encoding="utf-8")
+    bench.run()
+    assert list(bench.calls) == ["sft", "other", "merged", "score"]
+    assert bench.calls["sft"] == ("train", AGAIN)
+
+
+def test_another_version_of_ours_runs_everything_again(bench, monkeypatch):
+    bench.run()
+    monkeypatch.setattr("posttrain.__version__", "0.0.0")
+    bench.run()
+    assert list(bench.calls) == ["pt", "sft", "other", "merged", "score"]
+
+
+def test_two_preparations_of_one_generator_are_two(bench, tmp_path):
+    small = "num_tables: 10, num_pretrain: 2, num_pretrain_heldout: 2, num_sft: 2, num_pairs: 2, num_heldout_pairs: 2"
+    each = "{generator: text2sql, num_heldout: 2, num_prompts: 2, " + small
+    text = f"""
+output_dir: {bench.out.as_posix()}
+prepare:
+  - {each}, output: {bench.out.as_posix()}/a}}
+  - {each}, output: {bench.out.as_posix()}/b, seed: 7}}
+stages:
+  - {{name: one, stage: sft, model_name_or_path: x, dataset: text2sql_sft, dataset_dir: {bench.out.as_posix()}/a}}
+  - {{name: two, stage: sft, model_name_or_path: x, dataset: text2sql_sft, dataset_dir: {bench.out.as_posix()}/b}}
+"""
+    bench.path.write_text(text, encoding="utf-8")
+    bench.run()
+    bench.run()
+    assert [line.endswith(("there already", "done already")) for line in bench.said[:4]] == [True] * 4
+    assert bench.calls == {}
+
+
 def test_how_a_run_is_shown_is_no_change(bench):
     bench.run()
     bench.run("disable_tqdm=true", "report_to=none")

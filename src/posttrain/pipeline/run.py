@@ -10,6 +10,7 @@ import yaml
 
 from posttrain.config import PipelineConfig, PipelineStage, PreparedData, load_pipeline
 from posttrain.errors import RunError, UserError
+from posttrain.pipeline.inputs import outside_inputs
 from posttrain.pipeline.prepare import check_prepared, files_are_there, prepare, prepared_digest
 from posttrain.pipeline.processes import INTERRUPTED, Ended, run_process
 from posttrain.pipeline.report import write_report
@@ -86,7 +87,7 @@ class _Run:
 
     def stage(self, number: int, stage: PipelineStage) -> None:
         """Run one stage unless it is done."""
-        wanted = stage_digest(stage, self._inputs(stage))
+        wanted = self._digest(stage)
         record = self.state.records.get(stage.name)
         header = f"[{number}/{len(self.pipeline.stages)}] {stage.name} · {stage.values['output_dir']}"
         if record and record.finished and record.digest == wanted and _result(stage).exists():
@@ -106,14 +107,15 @@ class _Run:
         self.state.put(stage.name, record)
         self._check(stage, ended)
 
-    def _inputs(self, stage: PipelineStage) -> dict[str, str]:
-        """Name -> run of every preparation and earlier stage whose folder the stage reads."""
+    def _digest(self, stage: PipelineStage) -> str:
+        """Of the stage, and of what it reads: preparations and earlier stages by their runs, the rest by its files."""
         folders = {_prepared_name(prepared): prepared.output for prepared in self.pipeline.prepare}
         for earlier in self.pipeline.stages:
             if earlier.name == stage.name:
                 break
             folders[earlier.name] = str(earlier.values["output_dir"])
-        return {name: self.state.records[name].run for name, folder in folders.items() if reads(stage, folder)}
+        runs = {name: self.state.records[name].run for name, folder in folders.items() if reads(stage, folder)}
+        return stage_digest(stage, runs, outside_inputs(stage, folders.values()))
 
     def _written(self, stage: PipelineStage) -> Path:
         path = self.folder / "configs" / f"{stage.name}.yaml"
@@ -156,7 +158,7 @@ class _Run:
 
 
 def _prepared_name(prepared: PreparedData) -> str:
-    return f"prepare.{prepared.generator}"
+    return f"prepare.{prepared.generator}:{prepared.output}"
 
 
 def _start(stage: PipelineStage, record: Record | None, continues: bool) -> list[str]:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+import posttrain
 from posttrain.config import PipelineStage
 from posttrain.errors import RunError
 
@@ -76,15 +77,24 @@ class State:
             raise RunError(f"{self._path} cannot be written: {error.strerror or error}") from error
 
 
-def stage_digest(stage: PipelineStage, inputs: Mapping[str, str]) -> str:
-    """Content hash of a stage: its keys, those without effect on the result left out, and its inputs.
+def stage_digest(stage: PipelineStage, inputs: Mapping[str, str], outside: Mapping[str, Any] | None = None) -> str:
+    """Content hash of a stage: its keys, those without effect on the result left out, its inputs, and our version.
 
     Args:
         stage: resolved.
         inputs: name -> ``Record.run`` of everything before it that it reads.
+        outside: as ``outside_inputs`` found it.
     """
     values = {key: value for key, value in stage.values.items() if key not in _WITHOUT_EFFECT}
-    return digest({"kind": stage.kind, "values": values, "inputs": dict(inputs)})
+    return digest(
+        {
+            "kind": stage.kind,
+            "values": values,
+            "inputs": dict(inputs),
+            "outside": dict(outside or {}),
+            "version": posttrain.__version__,
+        }
+    )
 
 
 def digest(content: Any) -> str:
@@ -96,17 +106,18 @@ def digest(content: Any) -> str:
 def reads(stage: PipelineStage, folder: str) -> bool:
     """Whether a value of the stage names ``folder`` or something in it; its own output does not count."""
     own = {"output_dir", "export_dir", "output_file"}
-    return any(_within(text, folder) for key, value in stage.values.items() if key not in own for text in _texts(value))
+    return any(_within(text, folder) for key, value in stage.values.items() if key not in own for text in texts(value))
 
 
-def _texts(value: Any) -> Iterable[str]:
+def texts(value: Any) -> Iterable[str]:
+    """The texts in a value, and the folders in those of the form ``name=folder+folder``."""
     if isinstance(value, str):
         # an entry of `variants` is name=folder+folder
         yield from (part.strip() for part in value.partition("=")[2].split("+") if part)
         yield value
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _texts(item)
+            yield from texts(item)
 
 
 def _within(text: str, folder: str) -> bool:
