@@ -96,3 +96,48 @@ def test_a_masked_place_never_leaks():
         outs.append(plan.attend(0, *tokens, scaling=None, dropout=0.0, sliding_window=None, softcap=None))
     assert torch.equal(outs[0], outs[1])
     assert math.isfinite(outs[0].sum())
+
+
+@pytest.fixture
+def poisoned_memory():
+    """Unset memory holds NaN."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(1).isnan(), "the test needs torch to fill what it does not set"
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("softcap", [None, 0.8])
+def test_a_grown_cache_reads_as_one_that_was_large_from_the_start(poisoned_memory, softcap):
+    large, small = KVCache(3, CAPACITY), KVCache(3, 3, limit=CAPACITY)
+    how = {"scaling": None, "dropout": 0.0, "sliding_window": None, "softcap": softcap}
+    outs = []
+    for cache in (large, small):
+        for layer in (0, 4):
+            _, key, value = random_tokens(3, seed=layer)
+            cache.write(layer, torch.tensor([0, 1, cache.capacity]), key, value)
+        cache.reserve(2)
+        cache.reserve(4)
+        for layer in (0, 4):
+            _, key, value = random_tokens(2, seed=layer + 1)
+            cache.write(layer, torch.tensor([2, 3]), key, value)
+        plan = StepPlan(cache, torch.tensor([4, cache.capacity + 1]), [5, 2], [])
+        outs.append([plan.attend(layer, *random_tokens(2, seed=9), **how) for layer in (0, 4)])
+    assert (small.capacity, large.capacity) == (6, CAPACITY)
+    assert 2 * small.num_bytes == large.num_bytes
+    assert all(out.isfinite().all() for out in outs[0])
+    assert all(torch.equal(*pair) for pair in zip(*outs, strict=True))
+
+
+def test_room_doubles_up_to_the_limit():
+    cache = KVCache(2, 3, limit=11)
+    rooms = []
+    for length in (1, 3, 4, 6, 7, 11):
+        cache.reserve(length)
+        rooms.append(cache.capacity)
+    assert rooms == [3, 3, 6, 6, 11, 11]
+    with pytest.raises(ValueError, match="12 tokens do not fit"):
+        cache.reserve(12)
+    far = KVCache(2, 3, limit=100)
+    far.reserve(50)
+    assert far.capacity == 50

@@ -19,7 +19,8 @@ from transformers import (
 
 from posttrain.errors import RunError, UserError
 from posttrain.models import attention
-from posttrain.rollout import Prompt, SamplingParams, SlotSampler
+from posttrain.rollout import Prompt, SamplingParams, SlotSampler, slots
+from posttrain.rollout.kv_cache import KVCache
 
 VOCABULARY = 61
 STOP = 7
@@ -174,6 +175,47 @@ def test_no_token_goes_through_the_model_twice_or_for_nothing(slots, samples):
     assert sum(fed) == sampler.counters.prefill_tokens + decoded
     assert sampler.counters.decode_steps <= len(fed)
     assert sampler.counters.decode_tokens <= slots * sampler.counters.decode_steps
+
+
+@pytest.fixture
+def caches(monkeypatch):
+    """The caches that were made, in order."""
+    made = []
+
+    def make(*args, **options):
+        made.append(KVCache(*args, **options))
+        return made[-1]
+
+    monkeypatch.setattr(slots, "KVCache", make)
+    return made
+
+
+@pytest.mark.parametrize("room", [1, 5])
+def test_growing_room_changes_no_completion(pair, caches, monkeypatch, room):
+    ours, _ = pair
+    prompts = make_prompts([5, 2, 9, 8, 3], samples=3)
+    how = params(temperature=1.3, max_new_tokens=60, stop_token_ids=(STOP, 20, 21))
+    results = []
+    for first in (60, room):
+        monkeypatch.setattr(slots, "FIRST_ROOM", first)
+        results.append(SlotSampler(ours, num_slots=4, prefill_tokens=16).generate(prompts, how))
+    large, grown = caches
+    assert large.capacity == 69
+    assert 2 * (9 + room) < grown.capacity <= 69, "the test needs room that grows twice"
+    assert len({len(c.token_ids) for c in results[0]}) > 5, "the test needs completions of many lengths"
+    assert results[0] == results[1]
+
+
+def test_memory_is_that_of_the_completions_there_are(caches):
+    """Room for 1000 tokens may be asked for; sequences that end early take what they need."""
+    ours, _ = models("llama")
+    prompts = make_prompts([5, 2, 17, 8, 3], samples=2)
+    completions = SlotSampler(ours, num_slots=3).generate(prompts, params(max_new_tokens=1000))
+    assert max(len(c.token_ids) for c in completions) < 100, "the test needs completions that end early"
+    layers, kinds, heads, head_size, width = 3, 2, 2, 8, 4
+    assert caches[0].num_bytes == layers * kinds * heads * head_size * width * 3 * (17 + 128)
+    SlotSampler(ours, num_slots=3).generate(prompts, params(max_new_tokens=6))
+    assert caches[1].num_bytes == layers * kinds * heads * head_size * width * 3 * (17 + 6)
 
 
 def test_the_head_sees_only_rows_that_sample():

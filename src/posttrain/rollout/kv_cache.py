@@ -11,17 +11,46 @@ from torch import Tensor
 
 
 class KVCache:
-    """Preallocated keys and values of every layer, ``slots`` sequences of at most ``capacity`` tokens.
+    """Keys and values of every layer, ``slots`` sequences of at most ``capacity`` tokens, more after ``reserve``.
 
     A layer's tensors are made at its first write, when its number of heads, head size and dtype are known. They lie as
     [Hkv, slots * capacity, D], so that writing any set of tokens is one index copy; ``read`` shows them as
-    [slots, Hkv, L, D]. They start at zero, because a masked place counts 0 times its value.
+    [slots, Hkv, L, D]. What is not written yet is zero: a masked place is read too, and counts 0 times its content,
+    which is not 0 where unset memory happens to hold NaN or infinity.
+
+    Args:
+        slots: number of sequences.
+        capacity: tokens of each that there is room for at first.
+        limit: tokens of each that there will ever be; ``capacity`` unless given.
     """
 
-    def __init__(self, slots: int, capacity: int) -> None:
+    def __init__(self, slots: int, capacity: int, limit: int | None = None) -> None:
         self.slots = slots
         self.capacity = capacity
+        self.limit = capacity if limit is None else limit
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that is held."""
+        return sum(tensor.nbytes for stored in self.layers.values() for tensor in stored)
+
+    def reserve(self, length: int) -> None:
+        """Have room for ``length`` tokens of each slot, what is stored kept; changes ``capacity``, so places too.
+
+        Room grows at least to the double, for its copying to cost less than twice the tokens, but not above ``limit``.
+
+        Raises:
+            ValueError: ``length`` is above ``limit``.
+        """
+        if length <= self.capacity:
+            return
+        if length > self.limit:
+            raise ValueError(f"{length} tokens do not fit into a cache of at most {self.limit}")
+        capacity = min(max(length, 2 * self.capacity), self.limit)
+        for layer, (key, value) in self.layers.items():  # one layer at a time: both copies of all would be a peak
+            self.layers[layer] = self._widened(key, capacity), self._widened(value, capacity)
+        self.capacity = capacity
 
     def write(self, layer: int, places: Tensor, key: Tensor, value: Tensor) -> None:
         """Store one layer's keys and values of N tokens.
@@ -50,6 +79,13 @@ class KVCache:
         for stored in self.layers.values():
             for tensor in stored:
                 tensor[:, b : b + length].copy_(tensor[:, a : a + length])
+
+    def _widened(self, stored: Tensor, capacity: int) -> Tensor:
+        heads, size = stored.shape[0], stored.shape[2]
+        wider = stored.new_empty(heads, self.slots, capacity, size)
+        wider[:, :, : self.capacity] = stored.view(heads, self.slots, self.capacity, size)
+        wider[:, :, self.capacity :] = 0
+        return wider.view(heads, self.slots * capacity, size)
 
     def _empty(self, like: Tensor) -> Tensor:
         return like.new_zeros(like.shape[1], self.slots * self.capacity, like.shape[3])

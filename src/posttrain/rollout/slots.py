@@ -6,6 +6,9 @@ values are copied to the slots of the samples that go on. Samples for which no s
 drawn; some slot still holds their prompt's keys and values when their turn comes, because waiting samples take freed
 slots before any other prompt does. Live slots stay the first ones: the last moves into a freed place, which copies one
 sequence per sequence finished, where gathering live slots would copy all of them at every step.
+
+Memory follows the completions that there are, not the longest that there could be: the cache starts with room for a
+short one behind the longest prompt and grows when a live sequence needs more.
 """
 
 from __future__ import annotations
@@ -26,6 +29,9 @@ from posttrain.models.logits import logits_of
 from posttrain.rollout import sampling
 from posttrain.rollout.kv_cache import KVCache, StepPlan
 from posttrain.rollout.protocol import Completion, Progress, Prompt, SamplingParams
+
+FIRST_ROOM = 128
+"""Completion tokens that the cache has room for at first."""
 
 
 @dataclass
@@ -157,7 +163,9 @@ class _Generation:
         self.total = sum(prompt.samples for prompt in prompts)
         self.done = 0
         self.slots = min(sampler.num_slots, self.total)
-        self.cache = KVCache(self.slots, max(len(p.input_ids) for p in prompts) + params.max_new_tokens)
+        longest = max(len(prompt.input_ids) for prompt in prompts)
+        first = longest + min(params.max_new_tokens, FIRST_ROOM)
+        self.cache = KVCache(self.slots, first, limit=longest + params.max_new_tokens)
         self.live: list[_Sequence | None] = []
         self.holds: list[_Group | None] = [None] * self.slots
         self.waiting: deque[_Sequence] = deque()
@@ -257,8 +265,9 @@ class _Generation:
 
     def _forward(self, live: list[_Sequence], admitted: list[_Group]) -> Tensor:
         """Logits [S, V]: a row for every live slot, then one for every sample of every admitted prompt."""
-        capacity, counters = self.cache.capacity, self.sampler.counters
         positions = [sequence.cached for sequence in live]
+        self.cache.reserve(max(positions, default=0) + 1)
+        capacity, counters = self.cache.capacity, self.sampler.counters
         tokens = [sequence.token_ids[-1] for sequence in live]
         places = [slot * capacity + position for slot, position in enumerate(positions)]
         lengths = [position + 1 for position in positions]
