@@ -267,3 +267,45 @@ def test_equal_batches_from_frozen_tables(models, heads, make_batch, ragged_rows
     before = {f.name: getattr(batch, f.name).clone() for f in dataclasses.fields(batch)}
     everything(ours, heads, batch)
     assert all(torch.equal(getattr(batch, name), column) for name, column in before.items())
+
+
+HALVES = [torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", HALVES)
+def test_half_precision_runs_packed(make_model, heads, make_batch, ragged_rows, family, dtype) -> None:
+    """Rounding alone, which moves single numbers of a state far, is no reason to fall back."""
+    model = make_model(family).to(dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert prepare_trunk(model)
+    exact, _, _, _ = everything(make_model(family), heads, make_batch(ragged_rows(2)))
+    found, _, _, _ = everything(model, heads, make_batch(ragged_rows(2)))
+    assert (found - exact).abs().max() < 0.5
+
+
+def blind_to_the_plan(model):
+    """A decoder that takes the plan and attends as if the packed row were one text."""
+    decoder = model.get_decoder()
+    inner = decoder.forward
+
+    def forward(*args, plan=None, **kwargs):
+        before = model.config._attn_implementation
+        model.config._attn_implementation = "eager"
+        try:
+            return inner(*args, **kwargs)
+        finally:
+            model.config._attn_implementation = before
+
+    decoder.forward = forward
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+@pytest.mark.parametrize("breaks", [ignoring("position_ids"), ignoring("plan"), blind_to_the_plan])
+def test_half_precision_hides_no_model_that_cannot_run_packed(make_model, family, dtype, breaks) -> None:
+    model = breaks(make_model(family).to(dtype))
+    with pytest.warns(UserWarning, match="cannot run packed"):
+        assert not prepare_trunk(model)
