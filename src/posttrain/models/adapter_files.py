@@ -23,6 +23,7 @@ from posttrain.errors import UserError
 from posttrain.models.heads import ScalarHead, find_head
 from posttrain.models.lineage import Lineage, read_lineage
 from posttrain.models.load import first_line, read_json
+from posttrain.models.saving import share
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -129,6 +130,7 @@ def write_adapter(
     content["task_type"] = content.get("task_type") or "CAUSAL_LM"
     partial = folder / f"{WEIGHTS}.partial"
     save_file(tensors, partial, metadata={"format": "pt"})
+    share(partial)
     os.replace(partial, folder / WEIGHTS)
     partial = folder / f"{CONFIG}.partial"
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)

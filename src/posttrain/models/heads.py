@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from posttrain.errors import UserError
 from posttrain.models.load import first_line, read_json
+from posttrain.models.saving import share
 
 Kind = Literal["score", "value"]
 
@@ -78,6 +79,7 @@ class ScalarHead(nn.Module):
         partial = path.with_suffix(".safetensors.partial")
         tensors = {_OWN[0]: self.weight.detach().cpu().contiguous(), _OWN[1]: self.bias.detach().cpu().contiguous()}
         save_file(tensors, partial, metadata={"format": "pt", "kind": self.kind})
+        share(partial)
         os.replace(partial, path)
 
     @classmethod
