@@ -187,3 +187,50 @@ def test_adapters_on_different_layers(make_model) -> None:
     fold(model, ("first",))
     wear(model, ("second",))
     torch.testing.assert_close(logits(model), worn, atol=1e-5, rtol=1e-5)
+
+
+HALVES = [torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_adapters_of_a_half_precision_model_are_float32(make_model, dtype) -> None:
+    """Weights that train keep steps of a millionth, which half precision would lose."""
+    state = adapter_state(filled(make_model(), "own"), "own")
+    model = make_model().to(dtype)
+    add_adapter(model, "own", settings(model), state)
+    add_adapter(model, "fresh", settings(model))
+    for name in ("own", "fresh"):
+        assert {p.dtype for p in adapter_parameters(model, name).values()} == {torch.float32}
+    assert all(torch.equal(state[key], value) for key, value in adapter_state(model, "own").items())
+    wear(model, ("own", "fresh"))
+    assert model(IDS).logits.dtype == dtype
+    double = make_model().double()
+    add_adapter(double, "own", settings(double))
+    assert {p.dtype for p in adapter_parameters(double, "own").values()} == {torch.float64}
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_folding_and_merging_round_once_to_the_dtype_of_the_base(make_model, dtype) -> None:
+    model = filled(filled(make_model().to(dtype), "one"), "two", seed=5)
+    projection = model.model.layers[0].self_attn.q_proj
+    exact = projection.base_layer.weight.float() + sum(projection.get_delta_weight(name) for name in ("one", "two"))
+    with merged(model, ("one", "two")):
+        assert torch.equal(projection.base_layer.weight, exact.to(dtype))
+        assert model(IDS).logits.dtype == dtype
+    fold(model, ("one", "two"))
+    assert torch.equal(projection.base_layer.weight, exact.to(dtype))
+    assert {p.dtype for p in model.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [("lm_head", "changes the output head lm_head, .*posttrain export"), ("embed_tokens", "which is no linear layer")],
+)
+def test_layers_whose_change_would_be_ignored_are_refused(make_model, target, message) -> None:
+    model = make_model()
+    config = settings(model)
+    config.target_modules = {*config.target_modules, target}
+    with pytest.raises(UserError, match=message):
+        add_adapter(model, "own", config)
+    if target == "lm_head":
+        add_adapter(make_model(), "own", config, on_head=True)

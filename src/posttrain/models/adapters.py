@@ -66,15 +66,25 @@ def lora_config(
 
 
 def add_adapter(
-    model: PreTrainedModel, name: str, config: LoraConfig, state: Mapping[str, Tensor] | None = None, *, seed: int = 0
+    model: PreTrainedModel,
+    name: str,
+    config: LoraConfig,
+    state: Mapping[str, Tensor] | None = None,
+    *,
+    seed: int = 0,
+    on_head: bool = False,
 ) -> None:
     """Put an adapter into the model: from ``state`` if given, else fresh (A random by seed and name, B zero).
 
+    On a half-precision model its weights are float32: steps of training are smaller than half precision resolves.
+
     Args:
         state: peft's keys, ``base_model.model.<module>.lora_A.weight``.
+        on_head: allow it to change the output head, for a caller that folds it in: our forward reads the head's own
+            weight.
 
     Raises:
-        UserError: if the state's layers are not those of this model.
+        UserError: if the state's layers are not those of this model, or it changes layers that cannot be used.
     """
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=7).digest()
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -82,8 +92,29 @@ def add_adapter(
         # a second adapter on a model is what we mean, not an accident
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         inject_adapter_in_model(config, model, adapter_name=name)
+    _refuse_layers(model, name, on_head=on_head)
+    for parameter in adapter_parameters(model, name).values():
+        if parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
     if state is not None:
         _fill(model, name, state)
+
+
+def _refuse_layers(model: PreTrainedModel, name: str, *, on_head: bool) -> None:
+    """What would be left out in silence: folding knows linear layers only, our forward not even the head's."""
+    for place, module in model.named_modules():
+        if not isinstance(module, LoraLayer) or name not in (*module.lora_A, *module.lora_embedding_A):
+            continue
+        if not isinstance(module, LoraLinear):
+            raise UserError(
+                f"adapter '{name}' changes {place}, which is no linear layer. Merge it into its base model with peft "
+                "and write the result as model_name_or_path."
+            )
+        if module is model.get_output_embeddings() and not on_head:
+            raise UserError(
+                f"adapter '{name}' changes the output head {place}, which training and scoring use as it is. Export it "
+                "into a model first (posttrain export) and write that as model_name_or_path."
+            )
 
 
 def _fill(model: PreTrainedModel, name: str, state: Mapping[str, Tensor]) -> None:
@@ -135,9 +166,9 @@ def fold(model: PreTrainedModel, names: Sequence[str]) -> None:
     with torch.no_grad():
         for layer in lora_layers(model):
             weight = _base_weight(layer)
-            for name in names:
-                if name in layer.lora_A:
-                    weight.add_(layer.get_delta_weight(name))
+            worn = [name for name in names if name in layer.lora_A]
+            if worn:
+                weight.copy_(_added(weight, [layer.get_delta_weight(name) for name in worn]))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Adapter .* was active which is now deleted")
         for name in names:
@@ -173,8 +204,8 @@ def _base_weight(layer: LoraLinear) -> nn.Parameter:
 
 
 def _added(weight: Tensor, deltas: Sequence[Tensor]) -> Tensor:
-    """A new tensor, weight + Σ deltas."""
+    """A new tensor, weight + Σ deltas, rounded once to the dtype of the weight."""
     total = weight + deltas[0]
     for delta in deltas[1:]:
         total += delta
-    return total
+    return total.to(weight.dtype)

@@ -36,7 +36,7 @@ def merge(model: PreTrainedModel, links: Sequence[Link], ask: Callable[[], Answe
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # peft's, of several adapters and of tied heads; both are meant
         for name, link in zip(names, links, strict=True):
-            add_adapter(model, name, link.files.config, link.files.state)
+            add_adapter(model, name, link.files.config, link.files.state, on_head=True)
     _untie(model)
     wear(model, names)
     answer = ask()
