@@ -130,3 +130,16 @@ def test_an_adapter_of_another_backbone_is_refused_unless_allowed(eval_config, t
         load_wearing(eval_config(variants=["base", f"sft={folder}"]))
     wardrobe = load_wearing(eval_config(variants=["base", f"sft={folder}"], allow_mismatch=True))
     assert "used all the same" in wardrobe.notes[0]
+
+
+def test_an_adapter_without_lineage_goes_by_the_name_of_its_base(eval_config, trained, tmp_path):
+    folder = tmp_path / "foreign"
+    shutil.copytree(trained / "rm", folder)
+    (folder / "lineage.json").unlink()
+    wardrobe = load_wearing(eval_config(reward_model=str(folder)))
+    assert any("does not record" in note for note in wardrobe.notes)
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = "someone/another-model"
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(UserError, match=r"reward_model: .*foreign names someone/another-model .*allow_mismatch: true"):
+        load_wearing(eval_config(reward_model=str(folder)))

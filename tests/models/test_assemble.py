@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from posttrain.errors import UserError
+from posttrain.models import assemble, backbone
 from posttrain.models.adapters import adapter_parameters
 from posttrain.models.assemble import offline_assembly, online_assembly
 from posttrain.models.forward import is_packed
@@ -358,3 +360,97 @@ def test_full_is_everything(offline, make_model) -> None:
     everything = {f"backbone.{name}" for name, _ in assembly.roles.backbone.named_parameters()}
     assert set(assembly.roles.parameters_of(Role.ACTOR)) == everything
     assert len(everything) == 2 * 9 + 3
+
+
+def unrecorded(source, folder, base):
+    """A copy of an adapter as another program leaves it: the name of its base, no lineage."""
+    shutil.copytree(source, folder)
+    (folder / "lineage.json").unlink()
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = str(base)
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("key", ["reward_model", "adapter_name_or_path"])
+def test_an_adapter_without_lineage_that_names_another_base_is_refused(ppo, tiny_llama, trained, key, tmp_path):
+    source = trained / ("rm" if key == "reward_model" else "sft")
+    foreign = unrecorded(source, tmp_path / "foreign", "Qwen/another-model")
+    with pytest.raises(UserError, match=rf"^{key}: .*foreign names Qwen/another-model .*allow_mismatch: true") as error:
+        ppo(**{key: str(foreign)})
+    assert str(tiny_llama) in str(error.value)
+    assembly = ppo(**{key: str(foreign)}, allow_mismatch=True)
+    assert any("used all the same" in note for note in assembly.notes)
+
+
+@pytest.mark.parametrize("name", ["", "{folder}", "someone/{name}", "E:\\models\\{name}"])
+def test_an_adapter_without_lineage_that_may_fit_is_taken(offline, tiny_llama, trained, batch, name, tmp_path) -> None:
+    named = name.format(folder=tiny_llama, name=tiny_llama.name)
+    assembly = offline(adapter_name_or_path=str(unrecorded(trained / "sft", tmp_path / "foreign", named)))
+    assert [note for note in assembly.notes if "does not record" in note]
+    close(says(assembly, Role.ACTOR, batch), plain_logprobs(plain(tiny_llama, trained / "sft"), batch))
+
+
+def test_a_reward_without_lineage_that_names_the_base_of_a_merged_model(ppo, tiny_llama, trained, batch, tmp_path):
+    """It scores on that base, as a reward with lineage does, not on the merged weights."""
+    rm = unrecorded(trained / "rm", tmp_path / "rm", tiny_llama)
+    assembly = ppo(model_name_or_path=str(trained / "merged"), reward_model=str(rm))
+    on_base = plain_scores(plain(tiny_llama, trained / "rm"), trained / "rm", batch)
+    close(says(assembly, Role.REWARD, batch), on_base, 1e-6)
+    close(says(assembly, Role.REFERENCE, batch), plain_logprobs(plain(trained / "merged"), batch))
+    assert any("one backbone in memory serves all four roles" in note for note in assembly.notes)
+
+
+def test_the_revision_is_the_models_and_not_its_bases(ppo, tiny_llama, trained, monkeypatch) -> None:
+    asked = set()
+
+    def resolve(name, *, revision="main", **_):
+        asked.add((name, revision))
+        return name
+
+    for module in (assemble, backbone):
+        monkeypatch.setattr(module, "resolve_model", resolve)
+    ppo(model_name_or_path=str(trained / "merged"), model_revision="v2")
+    assert asked == {(str(trained / "merged"), "v2"), (str(tiny_llama), "main")}
+
+
+def test_keys_that_do_nothing_to_a_continued_adapter_are_named(offline, trained) -> None:
+    keys = {"lora_rank": 16, "lora_alpha": 3, "lora_dropout": 0.25, "lora_target": "q_proj", "use_rslora": True}
+    assembly = offline(adapter_name_or_path=str(trained / "sft"), **keys)
+    named = [note.split(":")[0] for note in assembly.notes if "changes nothing" in note]
+    assert sorted(named) == sorted(keys)
+    assert any("lora_rank: 16" in note and "has 4" in note for note in assembly.notes)
+    same = {"lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.0, "lora_target": "all", "use_rslora": False}
+    assert offline(adapter_name_or_path=str(trained / "sft"), **same).notes == ()
+    assert offline(adapter_name_or_path=str(trained / "sft"), create_new_adapter=True, **keys).notes == ()
+
+
+def test_full_training_says_that_half_precision_is_not_used(offline, monkeypatch) -> None:
+    cuda, loaded = torch.device("cuda"), []
+    real = backbone.load_causal_lm
+
+    def load(folder, *, dtype, device, **options):
+        loaded.append(dtype)
+        return real(folder, dtype="float32", device="cpu", **options)
+
+    monkeypatch.setattr(backbone, "load_causal_lm", load)
+    monkeypatch.setattr(backbone, "device", lambda: cuda)
+    monkeypatch.setattr(assemble, "device", lambda: cuda)
+    assert any("full trains the weights themselves" in n for n in offline(finetuning_type="full", bf16=True).notes)
+    assert offline(bf16=True).notes == ()
+    assert offline().notes == ()
+    assert loaded == ["float32", "bfloat16", "float32"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no modes")
+@pytest.mark.parametrize("keys", [{"stage": "rm"}, {"finetuning_type": "full"}])
+def test_saved_files_have_the_mode_of_any_other_file(offline, tiny_llama, tmp_path, keys) -> None:
+    assembly = offline(**keys)
+    before = os.umask(0o027)
+    try:
+        assembly.save(tmp_path / "saved", load_tokenizer(tiny_llama))
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "saved").iterdir()}
+    assert set(modes.values()) == {0o640}, modes
+    assert [name for name in modes if name.endswith(".safetensors")]

@@ -16,12 +16,12 @@ from posttrain.config import RunConfig
 from posttrain.engine.microbatches import DEFAULT_MAX_TOKENS, microbatches
 from posttrain.errors import UserError
 from posttrain.models.adapters import add_adapter, fold, lora_layers, merged, wear
-from posttrain.models.assemble import load_backbone
-from posttrain.models.chains import Link, chain, common_prefix
+from posttrain.models.backbone import load_backbone
+from posttrain.models.chains import Link, chain, check_links, common_prefix
 from posttrain.models.fetch import resolve_model
 from posttrain.models.forward import answer, prepare_trunk
 from posttrain.models.heads import ScalarHead, find_head
-from posttrain.models.lineage import check_backbone, fingerprint
+from posttrain.models.lineage import fingerprint
 from posttrain.models.load import load_tokenizer
 from posttrain.types import Batch
 
@@ -124,9 +124,12 @@ def load_wearing(config: RunConfig) -> Wardrobe:
     reward_chain = _reward_chain(config)
     backbone = load_backbone(config)
     mark = fingerprint(backbone)
-    notes = []
+    notes: list[str] = []
     for name, links in (*chains.items(), ("reward_model", reward_chain or ())):
-        notes += _checked(config, links, mark, name)
+        allowed = config.ppo.allow_mismatch
+        notes += check_links(
+            links, mark, key=name, model=model.model_name_or_path, folder=folder, allow_mismatch=allowed
+        )
     all_links = [*chains.values(), *([reward_chain] if reward_chain else [])]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # peft's, that there will be several adapters
@@ -176,21 +179,6 @@ def _reward_chain(config: RunConfig) -> tuple[Link, ...] | None:
             "that stage rm wrote; an adapter alone cannot score."
         )
     return links
-
-
-def _checked(config: RunConfig, links: Sequence[Link], mark: str, key: str) -> list[str]:
-    notes = [
-        check_backbone(
-            link.files.lineage,
-            mark,
-            folder=link.folder,
-            key=key,
-            backbone=config.model.model_name_or_path,
-            allow_mismatch=config.ppo.allow_mismatch,
-        )
-        for link in links
-    ]
-    return [note for note in notes if note]
 
 
 def _put_on(backbone: PreTrainedModel, chains: Sequence[tuple[Link, ...]]) -> dict[str, str]:

@@ -14,24 +14,26 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.config import MethodConfig, RunConfig
+from posttrain.config.loader import STAGE_DEFAULT
 from posttrain.errors import UserError
 from posttrain.models.adapter_files import write_adapter
-from posttrain.models.adapters import adapter_state, add_adapter, fold, lora_config
-from posttrain.models.chains import Link, base_of, chain, common_prefix
+from posttrain.models.adapters import adapter_state, add_adapter, fold, linear_names, lora_config
+from posttrain.models.backbone import device, load_backbone, model_folder, precision
+from posttrain.models.chains import Link, base_of, chain, check_links, common_prefix, names_model
 from posttrain.models.fetch import resolve_model
 from posttrain.models.forward import prepare_trunk
 from posttrain.models.heads import ScalarHead
 from posttrain.models.lineage import (
     Backbone,
     Lineage,
-    check_backbone,
     check_template,
     fingerprint,
     read_lineage,
     write_lineage,
 )
-from posttrain.models.load import disable_dropout, load_causal_lm
+from posttrain.models.load import disable_dropout
 from posttrain.models.roles import Costume, SharedRoles
+from posttrain.models.saving import share
 from posttrain.types import Role
 
 
@@ -76,6 +78,8 @@ class Assembly:
         backbone = self.roles.backbone
         if self.own is None:
             backbone.save_pretrained(folder)
+            for weights in folder.glob("*.safetensors"):
+                share(weights)
         elif self.own_config is not None:
             state = adapter_state(backbone, self.own)
             write_adapter(folder, self.own_config, state, base_model_name_or_path=self.base_name)
@@ -83,29 +87,6 @@ class Assembly:
             self.roles.head("score").save(folder)
         tokenizer.save_pretrained(folder)
         write_lineage(folder, self.lineage)
-
-
-def device() -> torch.device:
-    """Where models run: the GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def load_backbone(config: RunConfig, name_or_path: str | None = None) -> PreTrainedModel:
-    """The base model of a configuration, frozen, its dtype chosen for the device."""
-    model = config.model
-    asked = "bfloat16" if config.train.bf16 else "float16" if config.train.fp16 else model.dtype
-    where = device()
-    folder = resolve_model(
-        name_or_path or model.model_name_or_path, revision=model.model_revision, cache_dir=model.cache_dir
-    )
-    loaded = load_causal_lm(
-        folder,
-        dtype="float32" if where.type == "cpu" else asked,
-        device=where,
-        trust_remote_code=model.trust_remote_code,
-    )
-    loaded.requires_grad_(False)
-    return loaded
 
 
 def offline_assembly(config: RunConfig) -> Assembly:
@@ -120,13 +101,21 @@ def offline_assembly(config: RunConfig) -> Assembly:
             f"adapter_name_or_path is set, but finetuning_type is {method.finetuning_type}: adapters are trained with "
             "lora only. Export them into a model first (posttrain export), then train that."
         )
-    backbone = load_backbone(config)
+    trains_base = method.finetuning_type != "lora"
+    backbone = load_backbone(config, trains_base=trains_base)
     mark = fingerprint(backbone)
-    notes = _checked(config, links, mark, "adapter_name_or_path")
+    notes = precision(config, device(), trains_base=trains_base)[1] + check_links(
+        links,
+        mark,
+        key="adapter_name_or_path",
+        model=config.model.model_name_or_path,
+        folder=model_folder(config),
+        allow_mismatch=config.ppo.allow_mismatch,
+    )
     stands_on = _named("adapter_name_or_path", links)
     head = "score" if role is Role.REWARD else "lm_head"
     heads = {"score": _score_head(config, backbone, links)} if role is Role.REWARD else {}
-    if method.finetuning_type != "lora":
+    if trains_base:
         roles = SharedRoles(
             backbone,
             {role: Costume(wears=(), head=head, trains="base")},
@@ -138,6 +127,7 @@ def offline_assembly(config: RunConfig) -> Assembly:
         continues = bool(links) and not method.create_new_adapter
         parents = links[:-1] if continues else links
         own_config = links[-1].files.config if continues else _own_config(config, backbone)
+        notes += _without_effect(config, backbone, links[-1]) if continues else ()
         _wear_for_good(backbone, parents)
         add_adapter(backbone, role, own_config, links[-1].files.state if continues else None, seed=config.train.seed)
         roles = SharedRoles(backbone, {role: Costume(wears=(role,), head=head, trains=role)}, heads)
@@ -175,8 +165,10 @@ def online_assembly(config: RunConfig) -> Assembly:
             f"reward_model: {reward_links[-1].folder} has no reward head (value_head.safetensors). Give the folder "
             "that stage rm wrote; an adapter alone cannot score."
         )
-    backbone, mark, actor_links, notes = _common_backbone(config, reward_links)
-    notes += _checked(config, reward_links, mark, "reward_model")
+    common = _common_backbone(config, reward_links)
+    backbone, mark, actor_links = common.backbone, common.mark, common.actor_links
+    notes = precision(config, device())[1] + common.notes
+    notes += common.check(reward_links, key="reward_model", allow_mismatch=ppo.allow_mismatch)
     shared = common_prefix((actor_links, reward_links[:-1]))
     _wear_for_good(backbone, actor_links[:shared])
     actor_parents = _put_on(backbone, actor_links[shared:], "parent")
@@ -238,21 +230,35 @@ def base_parameters(model: PreTrainedModel, method: MethodConfig) -> frozenset[s
     return frozenset(inside + outside)
 
 
-def _common_backbone(
-    config: RunConfig, reward_links: Sequence[Link]
-) -> tuple[PreTrainedModel, str, tuple[Link, ...], tuple[str, ...]]:
-    """The backbone both actor and reward stand on, its fingerprint, and the actor's parents on it."""
+@dataclass(frozen=True, kw_only=True)
+class _Common:
+    """The backbone that actor and reward both stand on, and what the actor wears on it."""
+
+    backbone: PreTrainedModel
+    mark: str
+    name: str
+    folder: Path
+    actor_links: tuple[Link, ...]
+    notes: tuple[str, ...]
+
+    def check(self, links: Sequence[Link], *, key: str, allow_mismatch: bool) -> tuple[str, ...]:
+        return check_links(
+            links, self.mark, key=key, model=self.name, folder=self.folder, allow_mismatch=allow_mismatch
+        )
+
+
+def _common_backbone(config: RunConfig, reward_links: Sequence[Link]) -> _Common:
     actor_links = chain(config.model.adapter_name_or_path)
     backbone = load_backbone(config)
-    mark = fingerprint(backbone)
-    notes = _checked(config, actor_links, mark, "adapter_name_or_path")
-    wanted = base_of(reward_links)
-    folder = resolve_model(config.model.model_name_or_path, cache_dir=config.model.cache_dir)
+    mark, name, folder = fingerprint(backbone), config.model.model_name_or_path, model_folder(config)
+    allowed = config.ppo.allow_mismatch
+    notes = check_links(
+        actor_links, mark, key="adapter_name_or_path", model=name, folder=folder, allow_mismatch=allowed
+    )
     merged = read_lineage(folder)
-    if wanted is None or wanted.base.fingerprint == mark:
-        return backbone, mark, actor_links, notes
-    if merged is None or not merged.merged or merged.base.fingerprint != wanted.base.fingerprint:
-        return backbone, mark, actor_links, notes  # the check of the reward chain says what differs
+    if merged is None or not merged.merged or not _stands_on_base(reward_links, merged.base, mark, name, folder):
+        # the check of the reward chain says what differs
+        return _Common(backbone=backbone, mark=mark, name=name, folder=folder, actor_links=actor_links, notes=notes)
     del backbone
     base = load_backbone(config, merged.base.name_or_path)
     if fingerprint(base) != merged.base.fingerprint:
@@ -260,39 +266,36 @@ def _common_backbone(
             f"{folder} was merged from {merged.base.name_or_path}, whose weights have changed since. reward_model was "
             "trained on the old ones; put them back, or train the reward model on the merged model."
         )
-    parents = chain([Path(folder) / parent.path for parent in merged.parents])
+    parents = chain([folder / parent.path for parent in merged.parents])
     note = (
-        f"{config.model.model_name_or_path} is {merged.base.name_or_path} with {len(parents)} adapter(s) merged in, "
-        "and the reward model was trained on that base: one backbone in memory serves all four roles."
+        f"{name} is {merged.base.name_or_path} with {len(parents)} adapter(s) merged in, and the reward model was "
+        "trained on that base: one backbone in memory serves all four roles."
     )
-    return base, merged.base.fingerprint, (*parents, *actor_links), (*notes, note)
+    return _Common(
+        backbone=base,
+        mark=merged.base.fingerprint,
+        name=merged.base.name_or_path,
+        folder=Path(resolve_model(merged.base.name_or_path, cache_dir=config.model.cache_dir)),
+        actor_links=(*parents, *actor_links),
+        notes=(*notes, note),
+    )
+
+
+def _stands_on_base(links: Sequence[Link], base: Backbone, mark: str, name: str, folder: Path) -> bool:
+    """Whether a reward chain was trained on ``base``, from which the model ``name`` (``mark``) was merged."""
+    recorded = base_of(links)
+    if recorded is not None:
+        return recorded.base.fingerprint == base.fingerprint != mark
+    named = links[-1].files.base_model_name_or_path
+    if not named or names_model(named, name, folder):
+        return False
+    return names_model(named, base.name_or_path, base.name_or_path)
 
 
 def _adapter_folder(config: RunConfig) -> str:
     if config.ppo.reward_model is None:
         raise UserError("stage ppo needs reward_model: the folder that stage rm wrote")
     return config.ppo.reward_model
-
-
-def _checked(config: RunConfig, links: Sequence[Link], mark: str, key: str) -> tuple[str, ...]:
-    notes = [
-        check_backbone(
-            link.files.lineage,
-            mark,
-            folder=link.folder,
-            key=key,
-            backbone=config.model.model_name_or_path,
-            allow_mismatch=config.ppo.allow_mismatch,
-        )
-        for link in links
-    ]
-    unknown = [
-        f"{key}: {link.folder} does not record what it was trained on beyond the name "
-        f"{link.files.base_model_name_or_path or '(none)'}; it is taken to fit {config.model.model_name_or_path}."
-        for link in links
-        if link.files.lineage is None
-    ]
-    return (*(note for note in notes if note), *unknown)
 
 
 def _named(key: str, links: Sequence[Link]) -> tuple[tuple[str, Path, Lineage | None], ...]:
@@ -308,6 +311,26 @@ def _own_config(config: RunConfig, backbone: PreTrainedModel) -> LoraConfig:
         dropout=0.0 if method.stage == "ppo" else method.lora_dropout,
         targets=method.lora_target,
         use_rslora=method.use_rslora,
+    )
+
+
+def _without_effect(config: RunConfig, backbone: PreTrainedModel, link: Link) -> tuple[str, ...]:
+    """Keys that shape a new adapter, given with other values than those of the adapter that is continued."""
+    method, own = config.method, link.files.config
+    covered = {key.split(".lora_")[0].rsplit(".", 1)[-1] for key in link.files.state}
+    targets = linear_names(backbone) if method.lora_target == ("all",) else method.lora_target
+    pairs = {
+        "lora_rank": (method.lora_rank, own.r),
+        "lora_alpha": (method.lora_alpha, own.lora_alpha),
+        "lora_dropout": (method.lora_dropout, own.lora_dropout),
+        "use_rslora": (method.use_rslora, own.use_rslora),
+        "lora_target": (",".join(sorted({t.rsplit(".", 1)[-1] for t in targets})), ",".join(sorted(covered))),
+    }
+    return tuple(
+        f"{key}: {given} changes nothing, since the adapter {link.folder} is continued, which has {has}. Set "
+        "create_new_adapter: true to train a new one on top of it."
+        for key, (given, has) in pairs.items()
+        if given != has and config.sources.get(key, STAGE_DEFAULT) != STAGE_DEFAULT
     )
 
 
@@ -355,8 +378,7 @@ def _lineage(config: RunConfig, mark: str, links: Sequence[Link]) -> Lineage:
 
 def _online_lineage(config: RunConfig, mark: str, actor_links: Sequence[Link]) -> Lineage:
     """What the actor stands on as users see it: the model they named, and the adapters they named."""
-    folder = resolve_model(config.model.model_name_or_path, cache_dir=config.model.cache_dir)
-    merged = read_lineage(folder)
+    merged = read_lineage(model_folder(config))
     if merged is not None and merged.weights is not None and merged.weights != mark:
         count = len(merged.parents)
         return _lineage(config, merged.weights, actor_links[count:])

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.config import RunConfig
 from posttrain.data.template import resolve_chat_template
-from posttrain.models.chains import Link, chain
+from posttrain.models.chains import Link, chain, check_links
 from posttrain.models.fetch import resolve_model
-from posttrain.models.lineage import Lineage, check_backbone, fingerprint, read_lineage
+from posttrain.models.lineage import Lineage, fingerprint, read_lineage
 from posttrain.models.load import check_model_folder, load_tokenizer
 
 
@@ -48,20 +48,14 @@ class Source:
         """Refuse adapters that were trained on another backbone than ``model``; returns its fingerprint.
 
         Raises:
-            UserError: as ``check_backbone``.
+            UserError: as ``check_links``.
         """
         mark = fingerprint(model)
-        for link in self.links:
-            note = check_backbone(
-                link.files.lineage,
-                mark,
-                folder=link.folder,
-                key="adapter_name_or_path",
-                backbone=self.name,
-                allow_mismatch=allow_mismatch,
-            )
-            if note:
-                notify(note)
+        key = "adapter_name_or_path"
+        for note in check_links(
+            self.links, mark, key=key, model=self.name, folder=self.folder, allow_mismatch=allow_mismatch
+        ):
+            notify(note)
         return mark
 
 
