@@ -1,7 +1,9 @@
 """Exported folders: plain transformers says of them what base and adapters said, and nothing half-made stays."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -76,7 +78,7 @@ def save_adapter(folder, base, *, stage="sft", parents=(), seed=1, head=None, ta
     config = lora_config(model, rank=4, alpha=8, dropout=0.0, targets=[t for t in targets if t != "lm_head"])
     if "lm_head" in targets:
         config.target_modules = {*config.target_modules, "lm_head"}
-    add_adapter(model, "own", config, seed=seed)
+    add_adapter(model, "own", config, seed=seed, on_head=True)
     generator = torch.Generator().manual_seed(seed)
     for parameter in adapter_parameters(model, "own").values():
         parameter.data.normal_(std=0.1, generator=generator)
@@ -350,3 +352,64 @@ def test_probe_pads_with_a_token_that_occurs_nowhere_else():
     batch = probe_batch(7, pad_id=3, ending=2)
     assert torch.equal(batch.input_ids == 3, ~batch.attention_mask)
     assert batch.input_ids[1, batch.lengths[1] - 1] == 2
+
+
+def test_an_earlier_export_keeps_its_name_where_the_new_one_cannot_take_it(tmp_path, base, sft, monkeypatch):
+    target = exported(base, tmp_path / "out" / "merged", sft)
+    before = read_lineage(target)
+    real = Path.rename
+
+    def refused(self, to):
+        if self.name.endswith(".partial"):
+            raise OSError(13, "Permission denied")
+        return real(self, to)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(RunError, match="Permission denied"):
+        exported(base, target, save_adapter(tmp_path / "other", base, seed=9), overwrite_output_dir=True)
+    assert read_lineage(target) == before
+    assert [path.name for path in target.parent.iterdir()] == ["merged"]
+
+
+def test_what_killed_exports_left_is_removed(tmp_path, base, sft):
+    out = tmp_path / "out"
+    for name in (".merged-abc_12de.partial", ".merged-replaced-77", ".merged-v2-abc_12de.partial", ".merged-notes"):
+        (out / name).mkdir(parents=True)
+        (out / name / "model.safetensors").touch()
+    (out / ".merged-replaced-77" / "old").touch()
+    (out / "merged").mkdir()
+    exported(base, out / "merged", sft)
+    assert sorted(path.name for path in out.iterdir()) == [".merged-notes", ".merged-v2-abc_12de.partial", "merged"]
+
+
+def test_an_export_that_was_killed_between_two_names_is_put_back(tmp_path, base, sft, monkeypatch):
+    target = exported(base, tmp_path / "out" / "merged", sft)
+    before = read_lineage(target)
+    target.rename(target.with_name(".merged-replaced-77"))
+    monkeypatch.setattr(export, "merge", lambda *_: (_ for _ in ()).throw(RunError("stopped")))
+    with pytest.raises(RunError, match="stopped"):
+        exported(base, target, sft)
+    assert read_lineage(target) == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no modes")
+def test_the_folder_and_its_files_have_the_modes_of_others(tmp_path, base, sft):
+    before = os.umask(0o027)
+    try:
+        folder = exported(base, tmp_path / "merged", sft)
+    finally:
+        os.umask(before)
+    places = [folder, *folder.rglob("*")]
+    assert {path.stat().st_mode & 0o777 for path in places if path.is_dir()} == {0o750}
+    assert {path.stat().st_mode & 0o777 for path in places if path.is_file()} == {0o640}
+    assert (folder / "adapters" / "0" / "adapter_model.safetensors") in places
+
+
+def test_an_adapter_without_lineage_that_names_another_model_is_refused(tmp_path, base):
+    elsewhere = save_base(tmp_path / "elsewhere", seed=8)
+    foreign = save_adapter(tmp_path / "foreign", elsewhere, recorded=False)
+    with pytest.raises(UserError, match=r"foreign names .*elsewhere as the model it was trained on, but .*allow_mism"):
+        exported(base, tmp_path / "x", foreign)
+    said = []
+    exported(elsewhere, tmp_path / "x", foreign, said)
+    assert any("does not record" in sentence for sentence in said)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from transformers import (
 from posttrain.config import RunConfig
 from posttrain.data.template import Template
 from posttrain.errors import RunError, UserError
-from posttrain.models.assemble import device
+from posttrain.models.backbone import device
 from posttrain.models.heads import ScalarHead
 from posttrain.models.lineage import Backbone, fingerprint, read_lineage
 from posttrain.models.load import load_causal_lm, quiet, read_json
@@ -36,6 +37,7 @@ from posttrain.models.probe import (
     spare_token,
 )
 from posttrain.models.provenance import describe, model_card
+from posttrain.models.saving import share
 from posttrain.models.source import Source, find_source
 from posttrain.types import Batch
 
@@ -70,6 +72,7 @@ def export_model(config: RunConfig, notify: Callable[[str], None] = lambda sente
         notify(sentence)
     source = _checked_source(config)
     target = _check_target(config, source)
+    _remove_leftovers(target)
     writer = _Writer(config, source, target, *_loaded(config, source, notify))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -132,6 +135,22 @@ def _check_target(config: RunConfig, source: Source) -> Path:
                 "overwrite_output_dir: true to replace it."
             )
     return target
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Take away what exports to ``target`` that were killed have left beside it, each as large as a model.
+
+    One that was killed while it replaced an earlier export has moved that aside: it gets its name back.
+    """
+    named = re.compile(rf"\.{re.escape(target.name)}-([a-z0-9_]{{8}}\.partial|replaced-\d+)")
+    for place in target.parent.glob(".*") if target.parent.is_dir() else ():
+        matched = named.fullmatch(place.name)
+        if matched is None or not place.is_dir():
+            continue
+        if matched[1].startswith("replaced") and not target.exists():
+            place.rename(target)
+        else:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _loaded(config: RunConfig, source: Source, notify: Callable[[str], None]) -> tuple[PreTrainedModel, str]:
@@ -318,11 +337,17 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _move_into_place(folder: Path, target: Path) -> None:
+    """Give the finished folder its name; where that fails, what had the name before keeps it."""
+    share(folder)
     replaced = None
     if target.exists():
         replaced = target.with_name(f".{target.name}-replaced-{os.getpid()}")
         target.rename(replaced)
-    folder.chmod(0o755)  # mkdtemp keeps it from others
-    folder.rename(target)
+    try:
+        folder.rename(target)
+    except BaseException:
+        if replaced is not None:
+            replaced.rename(target)
+        raise
     if replaced is not None:
         shutil.rmtree(replaced, ignore_errors=True)
