@@ -218,12 +218,28 @@ def test_qwen_injects_its_system_message_and_chatml_none(make_tokenizer):
     assert Template(bare, "qwen").prompt_text(chat("q")).startswith("<|im_start|>system\nYou are a helpful assistant.")
 
 
-def test_the_tokenizers_own_template_comes_first(make_tokenizer):
-    own = make_tokenizer(INJECTING)
-    assert resolve_chat_template(own, "qwen") == INJECTING
-    assert Template(own, "qwen").note == ""
-    assert "'alpaca' is not used" in Template(own, "alpaca").note
-    assert Template(make_tokenizer(None), "alpaca").note == ""
+@pytest.mark.parametrize("name", [None, *FAMILIES])
+def test_the_name_of_a_model_family_means_the_tokenizers_own_template(make_tokenizer, name):
+    assert resolve_chat_template(make_tokenizer(INJECTING), name) == INJECTING
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_the_name_of_a_plain_format_is_taken_literally(make_tokenizer, name):
+    own, bare = (Template(make_tokenizer(chat_template), name) for chat_template in (INJECTING, None))
+    assert own.chat_template == bare.chat_template != INJECTING
+    messages = [Message("system", "SYS"), *chat("one", "two", "three", "four")]
+    row = own.encode_chat(messages)
+    assert row == bare.encode_chat(messages)
+    assert "<|im_start|>" not in own.tokenizer.decode(row.input_ids)
+    assert trained(own, row) == ["two<|im_end|>", "four<|im_end|>"]
+    assert own.fingerprint == bare.fingerprint
+
+
+def test_alpaca_reads_as_alpaca_on_a_tokenizer_for_chats(tokenizer):
+    assert Template(tokenizer, "alpaca").prompt_text(chat("Add 1 and 2.")) == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nAdd 1 and 2.\n\n### Response:\n"
+    )
 
 
 @pytest.mark.parametrize(

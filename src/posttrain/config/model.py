@@ -42,7 +42,9 @@ class DataConfig:
     dataset_dir: str = option("data", help="Folder that holds `dataset_info.json` and the files it names.", path=True)
     split: str = option("train", help="Split to take from a dataset that has several.")
     template: str | None = option(
-        None, help="Chat template for a tokenizer that has none; a tokenizer's own template always comes first."
+        None,
+        help="`alpaca`, `default`, `empty`, `vicuna`: that plain text format. The name of a model family, such as "
+        "`qwen`: the tokenizer's own template, or that family's for a tokenizer that has none.",
     )
     default_system: str | None = option(None, help="System message for rows that have none.")
     cutoff_len: int = option(2048, help="Longest row in tokens, prompt and answer together.", minimum=4)

@@ -17,7 +17,7 @@ from posttrain.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Formats of plain text, which belong to no model.
+# Formats of plain text, which belong to no model: whoever names one means it, whatever the tokenizer brings.
 PLAIN = ("alpaca", "default", "empty", "vicuna")
 # Model families: the tokenizer's own template is the authority, a file here serves tokenizers without one.
 FAMILIES = (
@@ -55,7 +55,6 @@ class Template:
         end_of_turn: token ids that close an answer; at least one. stop_token_ids: ids that end a generation.
         pad_id: the padding token; end of sequence where the tokenizer has none (masks come from lengths).
         fingerprint: changes when the same chat would be rendered differently.
-        note: a sentence for the user where ``name`` was not taken literally, else "".
     """
 
     def __init__(
@@ -65,9 +64,6 @@ class Template:
         self.name = name
         self.default_system = default_system
         self.chat_template = resolve_chat_template(tokenizer, name)
-        self.note = ""
-        if name in PLAIN and _own_template(tokenizer):
-            self.note = f"template {name!r} is not used: the tokenizer has a chat template of its own"
         self._header, self._lead, self._closing = self._probe()
         self.end_of_turn = self._end_of_turn()
         eos = tokenizer.eos_token_id
@@ -218,7 +214,8 @@ class Template:
 def resolve_chat_template(tokenizer: PreTrainedTokenizerBase, name: str | None) -> str:
     """The jinja text that ``name`` stands for with this tokenizer.
 
-    The tokenizer's own template where it has one, whatever the name; else the shipped one of that name.
+    The name of a plain text format is taken literally. That of a model family means the tokenizer's own template where
+    it has one, else the shipped one of that name; no name means the tokenizer's own.
 
     Raises:
         UserError: unknown name, or no template to be had.
@@ -236,7 +233,7 @@ def resolve_chat_template(tokenizer: PreTrainedTokenizerBase, name: str | None) 
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(known))}."
         raise UserError(f"unknown template {name!r}: {hint} Without `template` the tokenizer's own is used.")
-    if own:
+    if own and name not in PLAIN:
         return own
     if name not in shipped_templates():
         raise UserError(

@@ -121,7 +121,7 @@ def _stage(config: RunConfig, task: str) -> Stage:
 def _template_notes(wardrobe: Wardrobe, template: Template | None) -> list[str]:
     if template is None:
         return []
-    notes = [template.note] if template.note else []
+    notes: list[str] = []
     outfits = [*wardrobe.variants.items(), *([("reward_model", wardrobe.reward)] if wardrobe.reward else [])]
     for name, outfit in outfits:
         for link in outfit.links:
