@@ -28,7 +28,7 @@ from posttrain.models.export import export_model
 from posttrain.models.heads import ScalarHead
 from posttrain.models.lineage import Backbone, Lineage, fingerprint, read_lineage, write_lineage
 from posttrain.models.load import load_causal_lm
-from posttrain.models.probe import largest_gap, own_scores, probe_batch, spare_token
+from posttrain.models.probe import largest_gap, own_scores, probe_batch
 from posttrain.types import Batch
 
 CHATML = (
@@ -336,22 +336,6 @@ def test_a_base_that_sets_a_temperature_without_sampling_can_be_exported(tmp_pat
     folder = exported(odd, tmp_path / "merged", sft)
     written = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
     assert (written["do_sample"], written["temperature"]) == (True, 0.6)
-
-
-def test_spare_tokens_avoid_what_texts_end_with():
-    assert spare_token([None, 2, 900, 1], taken=[2], vocab_size=10) == 1
-    assert spare_token([], taken=[9, 8], vocab_size=10) == 7
-
-
-def test_not_a_number_is_the_largest_gap():
-    assert largest_gap(torch.tensor([1.0, float("nan")]), torch.ones(2)) == float("inf")
-    assert largest_gap(torch.tensor([1.0, 0.5]), torch.ones(2)) == 0.5
-
-
-def test_probe_pads_with_a_token_that_occurs_nowhere_else():
-    batch = probe_batch(7, pad_id=3, ending=2)
-    assert torch.equal(batch.input_ids == 3, ~batch.attention_mask)
-    assert batch.input_ids[1, batch.lengths[1] - 1] == 2
 
 
 def test_an_earlier_export_keeps_its_name_where_the_new_one_cannot_take_it(tmp_path, base, sft, monkeypatch):
