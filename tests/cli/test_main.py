@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 
@@ -88,6 +89,9 @@ def test_an_interruption_is_status_130_and_says_how_to_go_on(capsys, tmp_path):
     assert "interrupted." in capsys.readouterr().err
     (tmp_path / "checkpoint-4").mkdir()
     assert ending(KeyboardInterrupt(), output_dir=str(tmp_path)) == 130
+    assert "continues" not in capsys.readouterr().err  # a checkpoint of the model only
+    (tmp_path / "checkpoint-4" / "trainer_state.json").write_text("{}", encoding="utf-8")
+    assert ending(KeyboardInterrupt(), output_dir=str(tmp_path)) == 130
     assert "continues from the newest checkpoint" in capsys.readouterr().err
 
 
@@ -150,3 +154,14 @@ def test_the_module_is_the_command_and_a_process_ends_as_it_should(work, tmp_pat
     assert "Traceback" not in done.stderr
     done = subprocess.run([*command, "--version"], capture_output=True, text=True, encoding="utf-8", check=False)
     assert (done.returncode, done.stdout) == (0, f"posttrain {posttrain.__version__}\n")
+
+
+def test_termination_of_a_run_is_an_interruption(work, tmp_path, capsys, monkeypatch):
+    """Outside the loop too, here while the data are read."""
+    from posttrain.train import run
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(run, "load_dataset", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    assert main(["train", work()]) == 130
+    assert "interrupted." in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before

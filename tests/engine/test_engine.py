@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from posttrain.algorithms import PPO, SFT, BradleyTerry
-from posttrain.engine import Engine, OptimizerSettings
-from posttrain.errors import RunError
+from posttrain.engine import Engine, OptimizerSettings, state
+from posttrain.errors import RunError, UserError
 from posttrain.models.adapters import adapter_parameters, add_adapter, lora_config
 from posttrain.models.forward import prepare_trunk
 from posttrain.models.heads import ScalarHead
@@ -331,8 +332,31 @@ def test_a_checkpoint_of_another_run_is_refused(make_model, make_batch, tmp_path
     engine, _, _ = prepared("ppo adapter", make_model, make_batch)
     engine.save(tmp_path)
     other, _, _ = prepared("sft", make_model, make_batch)
-    with pytest.raises(RunError, match=r"trains other weights .*the first is"):
+    with pytest.raises(UserError, match=r"trains other weights .*the first is"):
         other.resume(tmp_path)
+
+
+def test_a_checkpoint_of_other_shapes_is_refused(make_model, make_batch, tmp_path) -> None:
+    engine, _, _ = prepared("sft", make_model, make_batch)
+    engine.save(tmp_path)
+    name, weight = next(iter(engine._named().items()))
+    weight.data = weight.data[:1]
+    with pytest.raises(UserError, match=rf"{re.escape(name)} is .* there and .* here, as after a change of lora_rank"):
+        engine.load_weights(tmp_path)
+
+
+@pytest.mark.parametrize("file", [state.WEIGHTS, state.OPTIMIZER, state.COUNTERS])
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"[1]"])
+def test_a_damaged_checkpoint_is_one_clear_message(make_model, make_batch, tmp_path, file, content) -> None:
+    engine, algorithm, batch = prepared("sft", make_model, make_batch)
+    engine.accumulate(algorithm, batch)
+    engine.optimizer_step()
+    engine.save(tmp_path)
+    (tmp_path / file).unlink()
+    if content is not None:
+        (tmp_path / file).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{file} cannot be read as part of a checkpoint"):
+        engine.resume(tmp_path)
 
 
 def test_load_weights_takes_weights_only(make_model, make_batch, tmp_path) -> None:

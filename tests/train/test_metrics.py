@@ -4,6 +4,7 @@ import math
 import pytest
 
 from posttrain.errors import RunError
+from posttrain.train.checkpoints import STATE_FILES
 from posttrain.train.metrics import Meter, MetricsLog
 from posttrain.train.run_directory import RunDirectory
 
@@ -51,15 +52,15 @@ def test_the_remaining_time_of_a_resumed_run_counts_only_its_own_steps(run):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["loss", "value_loss", "eval_loss", "grad_norm"])
 def test_a_loss_that_is_no_number_stops_the_run_before_it_is_logged(run, name, value):
-    run.save_checkpoint(5, lambda folder: None)
+    run.save_checkpoint(5, lambda folder: [(folder / name).touch() for name in STATE_FILES])
     log = MetricsLog(run, tensorboard=False, total_steps=30)
-    with pytest.raises(RunError, match=rf"^{name} is {value} at step 7 of 30: .*checkpoint-5"):
+    with pytest.raises(RunError, match=rf"^{name} is {value} at step 7 of 30\..*checkpoint-5"):
         log.log(7, {"reward_mean": 1.0, name: value}, epoch=0.0)
     assert run.read_jsonl("trainer_log.jsonl") == []
 
 
 def test_stopping_before_the_first_checkpoint_says_so(run):
-    with pytest.raises(RunError, match="no checkpoint had been written"):
+    with pytest.raises(RunError, match="No checkpoint had been written"):
         MetricsLog(run, tensorboard=False, total_steps=30).check(1, {"loss": math.nan})
 
 
@@ -81,6 +82,39 @@ def test_tensorboard_holds_the_same_numbers_and_forgets_the_steps_after_a_checkp
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 0.5), (2, 1.0), (3, 8.0)]
     assert [(event.step, event.value) for event in events.Scalars("eval/loss")] == [(1, 2.0), (2, 4.0)]
+
+
+def test_a_fresh_start_has_events_of_its_own_only(run):
+    for step in (1, 2):
+        with MetricsLog(run, tensorboard=True, total_steps=4, run_name="one") as log:
+            log.log(step, {"loss": 1.0}, epoch=0.0)
+    assert len(list((run.path / "runs" / "one").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("first try", "first try"), ("../up", "-up"), ("表/1", "表-1"), (None, "")]
+)
+def test_events_of_a_named_run_have_a_folder_of_that_name(run, name, folder):
+    with MetricsLog(run, tensorboard=True, total_steps=4, run_name=name) as log:
+        log.log(1, {"loss": 1.0}, epoch=0.0)
+    assert list((run.path / "runs" / folder).glob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("where", ["__init__", "add_scalar", "flush", "close"])
+def test_events_that_cannot_be_written_do_not_end_the_run(run, monkeypatch, where):
+    from torch.utils.tensorboard import SummaryWriter
+
+    def refuse(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(SummaryWriter, where, refuse)
+    said = []
+    with MetricsLog(run, tensorboard=True, total_steps=4, notify=said.append) as log:
+        for step in (1, 2):
+            log.log(step, {"loss": 1.0}, epoch=0.0)
+    assert len(run.read_jsonl("trainer_log.jsonl")) == 2
+    assert len(said) == 1
+    assert "No space left on device" in said[0]
 
 
 def test_a_meter_weighs_and_starts_anew():

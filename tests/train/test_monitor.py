@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import time
 
 import pytest
 
 from posttrain.config import TrainConfig
-from posttrain.errors import RunError
+from posttrain.errors import RunError, UserError
+from posttrain.train.checkpoints import STATE_FILES
 from posttrain.train.metrics import MetricsLog
 from posttrain.train.monitor import Monitor, metric_name
 from posttrain.train.progress import Progress
@@ -20,7 +23,7 @@ from posttrain.train.run_directory import RunDirectory
 def make_monitor(tmp_path):
     """A monitor over ``total`` steps whose evaluations are read from a list."""
 
-    def make(total=10, evaluations=None, per_epoch=4, metric="eval_loss", **keys):
+    def make(total=10, evaluations=None, per_epoch=4, metric="eval_loss", clock=time.perf_counter, **keys):
         config = TrainConfig(output_dir=str(tmp_path / "out"), **{"logging_steps": 1, "save_strategy": "no", **keys})
         directory = RunDirectory.create(tmp_path / "out")
         values = iter(evaluations or [])
@@ -30,9 +33,12 @@ def make_monitor(tmp_path):
             MetricsLog(directory, tensorboard=False, total_steps=total),
             Progress(total, "test", disable=True),
             steps_per_epoch=per_epoch,
-            save=lambda folder: (folder / "weights").write_text("w", encoding="utf-8"),
+            save=lambda folder: [
+                (folder / name).write_text("w", encoding="utf-8") for name in ("weights", *STATE_FILES)
+            ],
             evaluate=None if evaluations is None else lambda: {metric: next(values)},
             default_metric=metric,
+            clock=clock,
         )
 
     return make
@@ -148,9 +154,69 @@ def test_patience_survives_a_resume(make_monitor, tmp_path) -> None:
     monitor = make_monitor(evaluations=[1.0, 2.0, 2.0], **keys, save_steps=3)
     run(monitor, 3)
     again = make_monitor(evaluations=[2.0, 0.5], **keys, save_steps=100)
-    again.resume(tmp_path / "out" / "checkpoint-3")
+    again.resume(tmp_path / "out" / "checkpoint-3", 3)
+    assert not again.out_of_patience
     assert (again.best.value, again.best.step, again.best.waited) == (1.0, 1, 2)
     assert again.after_step(4, {"loss": 1.0})
+
+
+def test_a_run_that_was_out_of_patience_still_is(make_monitor, tmp_path) -> None:
+    keys = {"eval_strategy": "steps", "eval_steps": 1, "early_stopping_steps": 2}
+    monitor = make_monitor(evaluations=[1.0, 2.0, 2.0], **keys)
+    assert run(monitor, 10) == 3
+    again = make_monitor(evaluations=[], **keys)
+    again.resume(tmp_path / "out" / "checkpoint-3", 3)
+    assert again.out_of_patience
+    assert again.evaluate(3) == {"eval_loss": 2.0}  # known from the checkpoint
+    assert [line["current_steps"] for line in lines(tmp_path) if "eval_loss" in line] == [1, 2, 3]
+
+
+def test_an_evaluation_at_the_end_that_no_checkpoint_knows_is_made_again(make_monitor, tmp_path) -> None:
+    monitor = make_monitor(total=2, evaluations=[1.0], save_strategy="epoch")
+    run(monitor, 2)
+    monitor.evaluate(2)
+    again = make_monitor(total=2, evaluations=[3.0], save_strategy="epoch")
+    again.resume(tmp_path / "out" / "checkpoint-2", 2)
+    assert again.evaluate(2) == {"eval_loss": 3.0}
+    assert [line["eval_loss"] for line in lines(tmp_path) if "eval_loss" in line] == [3.0]
+
+
+def test_sums_over_the_run_survive_a_resume(make_monitor, tmp_path) -> None:
+    now = [100.0]
+    keys = {"save_strategy": "steps", "save_steps": 2, "clock": lambda: now[0]}
+    monitor = make_monitor(**keys)
+    now[0] = 110.0
+    run(monitor, 2)
+    now[0] = 150.0
+    monitor.after_step(3, {"loss": 9.0})  # lost: after the checkpoint
+    now[0] = 1000.0
+    again = make_monitor(**keys)
+    again.resume(tmp_path / "out" / "checkpoint-2", 2)
+    now[0] = 1005.0
+    again.after_step(3, {"loss": 6.0})
+    assert (again.totals.steps, again.totals.loss, again.totals.seconds) == (3, 1.0 + 2.0 + 6.0, 10.0 + 5.0)
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"best": {"color": 1}, "meter": {}}'])
+def test_a_damaged_state_is_one_clear_message(make_monitor, tmp_path, content) -> None:
+    monitor = make_monitor(save_strategy="steps", save_steps=1)
+    run(monitor, 1)
+    file = tmp_path / "out" / "checkpoint-1" / "monitor.json"
+    file.unlink()
+    if content is not None:
+        file.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=r"monitor.json cannot be read"):
+        make_monitor().resume(file.parent, 1)
+
+
+def test_a_best_checkpoint_that_is_not_there_is_not_loaded_at_the_end(make_monitor, tmp_path) -> None:
+    keys = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
+    monitor = make_monitor(evaluations=[1.0, 2.0], save_strategy="steps", save_steps=2, **keys)
+    run(monitor, 2)
+    shutil.rmtree(tmp_path / "out" / "checkpoint-1")
+    again = make_monitor(evaluations=[], **keys)
+    again.resume(tmp_path / "out" / "checkpoint-2", 2)
+    assert again.best.step is None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -163,19 +229,26 @@ def test_a_loss_that_is_no_number_stops_before_saving(make_monitor, tmp_path, va
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are sent differently there")
-def test_ctrl_c_finishes_the_step_and_saves(make_monitor, tmp_path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("late", [False, True])
+def test_ctrl_c_or_termination_finishes_the_step_and_saves(make_monitor, tmp_path, number, late) -> None:
+    """Late is after the last step has looked whether it was interrupted."""
     monitor = make_monitor()
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(number)
 
     def interrupted_step():
         with monitor.interruptible():
-            os.kill(os.getpid(), signal.SIGINT)
-            monitor.after_step(1, {"loss": 1.0})
+            if late:
+                monitor.after_step(1, {"loss": 1.0})
+            os.kill(os.getpid(), number)
+            if not late:
+                monitor.after_step(1, {"loss": 1.0})
+                pytest.fail("the signal was swallowed")
 
     with pytest.raises(KeyboardInterrupt):
         interrupted_step()
     assert checkpoints(tmp_path) == [1]
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(number) is before
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are sent differently there")

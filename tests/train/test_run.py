@@ -278,7 +278,7 @@ def test_a_loss_that_explodes_is_a_failed_run(start, tmp_path, monkeypatch) -> N
         return type(term)(loss=term.loss * math.inf, metrics=term.metrics, unit=term.unit)
 
     monkeypatch.setattr(SFT, "loss", exploding)
-    with pytest.raises(RunError, match=r"became (inf|nan|-inf) at step 1"):
+    with pytest.raises(RunError, match=r"became (inf|nan|-inf) at step 1.*No checkpoint had been written before"):
         start("sft")
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
     assert not list((tmp_path / "out").glob("checkpoint-*"))
@@ -289,3 +289,70 @@ def test_checkpoints_load_as_models(start, tiny_llama, tmp_path) -> None:
     folder = tmp_path / "out" / "checkpoint-1"
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(resolve_model(str(tiny_llama))), folder)
     assert not (folder / "optimizer.safetensors").exists()
+
+
+def test_the_best_of_checkpoints_with_the_model_only_is_loaded(start, tmp_path) -> None:
+    keys = {"val_size": 4, "eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
+    results, _ = start("sft", **keys, save_only_model=True, learning_rate=0.5, lr_scheduler_type="constant")
+    losses = {line["current_steps"]: line["eval_loss"] for line in log(tmp_path) if "eval_loss" in line}
+    assert min(losses, key=losses.get) != max(losses)
+    assert results["eval_loss"] == pytest.approx(min(losses.values()))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "gone"),
+    [
+        (("rm", {}), ("sft", {}), {"value_head.safetensors"}),
+        (("sft", {}), ("sft", {"finetuning_type": "full"}), ADAPTER),
+        (("sft", {"finetuning_type": "full"}), ("sft", {}), WHOLE),
+    ],
+)
+def test_overwriting_leaves_no_weights_of_another_kind(start, tmp_path, first, second, gone) -> None:
+    start(first[0], **first[1])
+    assert all((tmp_path / "out" / name).exists() for name in gone)
+    start(second[0], **second[1], overwrite_output_dir=True)
+    assert not any((tmp_path / "out" / name).exists() for name in gone)
+
+
+def test_training_on_a_model_in_its_own_folder_keeps_the_model(start, tmp_path) -> None:
+    start("sft", finetuning_type="full")
+    out = str(tmp_path / "out")
+    start("sft", model_name_or_path=out, overwrite_output_dir=True)
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(out), out)
+
+
+def test_pictures_that_cannot_be_drawn_do_not_end_the_run(start, monkeypatch) -> None:
+    def refuse(directory):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("posttrain.train.run.plot_run", refuse)
+    results, said = start("sft", plot_loss=True)
+    assert results["stopped_at_step"] == 3
+    assert any("could not be drawn (No space left on device)" in sentence for sentence in said)
+
+
+def test_a_full_disk_at_the_end_is_a_failed_run_that_can_be_finished(start, tmp_path, monkeypatch) -> None:
+    from posttrain.models.assemble import Assembly
+
+    save = Assembly.save
+
+    def full(self, folder, tokenizer):
+        save(self, folder, tokenizer)
+        if "model" in folder.name:
+            raise Exception("No space left on device (os error 28)")
+
+    keys = {"val_size": 2, "lr_scheduler_type": "constant"}
+    with monkeypatch.context() as patch:
+        patch.setattr(Assembly, "save", full)
+        with pytest.raises(RunError, match=r"No space left .*last good checkpoint is checkpoint-3"):
+            start("sft", **keys)
+    assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
+    results, _ = start("sft", **keys)
+    assert results["stopped_at_step"] == 3
+    assert results["train_loss"] == pytest.approx(sum(line.get("loss", 0.0) for line in log(tmp_path)) / 3)
+    assert [line["current_steps"] for line in log(tmp_path)] == [1, 2, 3, 3]
+
+
+def test_a_run_with_a_name_has_its_events_under_it(start, tmp_path) -> None:
+    start("sft", report_to="tensorboard", run_name="first")
+    assert list((tmp_path / "out" / "runs" / "first").glob("events.out.tfevents.*"))

@@ -5,13 +5,26 @@ import os
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
+from posttrain.engine import state
 from posttrain.errors import RunError, UserError
+from posttrain.train.checkpoints import STATE_FILES
 from posttrain.train.run_directory import RunDirectory
 
 
 def write_weights(folder):
     (folder / "weights.bin").write_bytes(b"whole")
+
+
+def write_state(folder):
+    for name in STATE_FILES:
+        (folder / name).write_bytes(b"whole")
+
+
+def write_both(folder):
+    write_state(folder)
+    write_weights(folder)
 
 
 def full_disk(folder):
@@ -84,7 +97,7 @@ def test_weights_of_somebody_else_are_not_replaced_unasked(run):
 
 
 def test_an_interrupted_run_is_continued_with_a_notice_or_refused(run):
-    run.save_checkpoint(3, write_weights)
+    run.save_checkpoint(3, write_state)
     (run.path / "model.safetensors").write_bytes(b"x")
     assert "continuing from" in RunDirectory.create(run.path).notice
     with pytest.raises(UserError, match="checkpoint-3"):
@@ -112,7 +125,7 @@ def test_overwrite_removes_the_earlier_run_and_nothing_else(run):
 
 
 def test_overwrite_spares_what_is_being_resumed_and_what_the_run_reads(run):
-    checkpoint = run.save_checkpoint(3, write_weights)
+    checkpoint = run.save_checkpoint(3, write_state)
     assert RunDirectory.create(run.path, overwrite=True, resume=True).latest_checkpoint() == checkpoint
     with pytest.raises(UserError, match=r"checkpoint-3.* would remove"):
         RunDirectory.create(run.path, overwrite=True, reads=[checkpoint])
@@ -127,17 +140,43 @@ def test_checkpoints_are_sorted_by_step_and_only_whole_ones_count(run):
     (run.path / "checkpoint-best").mkdir()
     (run.path / "checkpoint-300").write_bytes(b"a file")
     assert [path.name for path in run.checkpoints()] == ["checkpoint-3", "checkpoint-20", "checkpoint-100"]
-    assert run.latest_checkpoint().name == "checkpoint-100"
+    assert run.latest_checkpoint() is None
+    write_state(run.path / "checkpoint-20")
+    assert run.latest_checkpoint().name == "checkpoint-20"
 
 
 def test_resume_from_a_named_checkpoint(run):
-    first = run.save_checkpoint(1, write_weights)
-    second = run.save_checkpoint(2, write_weights)
+    first = run.save_checkpoint(1, write_state)
+    second = run.save_checkpoint(2, write_state)
     assert run.resume_checkpoint(None) == run.resume_checkpoint(True) == second
     assert run.resume_checkpoint("checkpoint-1") == run.resume_checkpoint(str(first)) == first
     assert run.resume_checkpoint(False) is None
-    with pytest.raises(UserError, match="no folder checkpoint-7"):
-        run.resume_checkpoint("checkpoint-7")
+    for resume in (run.resume_checkpoint, lambda named: RunDirectory.check(run.path, resume=named)):
+        with pytest.raises(UserError, match="no folder checkpoint-7"):
+            resume("checkpoint-7")
+        (run.path / "foreign").mkdir(exist_ok=True)
+        (run.path / "foreign" / "trainer_state.json").write_text("{}", encoding="utf-8")
+        with pytest.raises(UserError, match=r"foreign is no checkpoint .*it has no trainer_weights.safetensors"):
+            resume(str(run.path / "foreign"))
+
+
+def test_the_files_of_a_state_are_those_that_the_engine_writes():
+    assert set(STATE_FILES) == {state.WEIGHTS, state.OPTIMIZER, state.COUNTERS}
+
+
+@pytest.mark.parametrize("resume", [None, True, False])
+def test_checkpoints_of_the_model_only_are_no_interrupted_run(run, resume):
+    run.save_checkpoint(3, write_weights)
+    again = RunDirectory.create(run.path, resume=resume)
+    assert "hold the model only" in again.notice
+    assert "starting afresh" in again.notice
+    assert again.resume_checkpoint(resume) is None
+
+
+def test_only_a_checkpoint_that_can_be_continued_is_continued(run):
+    run.save_checkpoint(2, write_state)
+    run.save_checkpoint(3, write_weights)
+    assert run.resume_checkpoint(None).name == "checkpoint-2"
 
 
 @pytest.mark.parametrize(
@@ -159,16 +198,85 @@ def test_going_back_removes_the_course_that_was_left(run):
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint_and_names_it(run):
-    good = run.save_checkpoint(2, write_weights, total_limit=1)
+    good = run.save_checkpoint(2, write_both, total_limit=1)
     with pytest.raises(RunError, match=r"checkpoint-4 .*No space left on device.*last good checkpoint is checkpoint-2"):
         run.save_checkpoint(4, full_disk, total_limit=1)
-    assert contents(run.path) == ["checkpoint-2", "checkpoint-2/weights.bin"]
+    assert [path.name for path in run.path.iterdir()] == ["checkpoint-2"]
     assert (good / "weights.bin").read_bytes() == b"whole"
 
 
 def test_a_full_disk_before_any_checkpoint_says_so(run):
     with pytest.raises(RunError, match="No checkpoint had been written before"):
         run.save_checkpoint(1, full_disk)
+
+
+def test_a_full_disk_after_checkpoints_of_the_model_only_says_so(run):
+    run.save_checkpoint(2, write_weights)
+    with pytest.raises(RunError, match=r"checkpoint-2, which holds the model only"):
+        run.save_checkpoint(4, full_disk)
+
+
+KINDS = {
+    "lora": ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json"),
+    "rm": ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "value_head.safetensors"),
+    "full": ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json"),
+    "shards": ("config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.json"),
+}
+
+
+def save_kind(run, kind, **options):
+    def write(folder):
+        for name in KINDS[kind]:
+            (folder / name).write_text(kind, encoding="utf-8")
+
+    run.save_model(write, **options)
+
+
+@pytest.mark.parametrize("first", KINDS)
+@pytest.mark.parametrize("second", KINDS)
+def test_a_model_leaves_nothing_of_another_kind(run, first, second):
+    (run.path / "notes.txt").write_text("mine", encoding="utf-8")
+    (run.path / "model-notes.safetensors").write_text("mine", encoding="utf-8")
+    save_kind(run, first)
+    save_kind(run, second)
+    assert contents(run.path) == sorted([*KINDS[second], "notes.txt", "model-notes.safetensors"])
+    assert {(run.path / name).read_text(encoding="utf-8") for name in KINDS[second]} == {second}
+
+
+def test_a_model_that_the_run_reads_stays_beside_the_adapter(run):
+    save_kind(run, "full")
+    save_kind(run, "lora", reads=["elsewhere", str(run.path)])
+    assert set(contents(run.path)) == {*KINDS["full"], *KINDS["lora"]}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        Exception("No space left on device (os error 28)"),  # tokenizers'
+    ],
+)
+def test_a_full_disk_at_the_end_leaves_the_earlier_model_whole(run, error):
+    run.save_checkpoint(2, write_state)
+    save_kind(run, "lora")
+
+    def write(folder):
+        (folder / "adapter_model.safetensors").write_text("half", encoding="utf-8")
+        raise error
+
+    with pytest.raises(RunError, match=r"the model in .*No space left on device.*last good checkpoint is checkpoint-2"):
+        run.save_model(write)
+    assert (run.path / "adapter_model.safetensors").read_text(encoding="utf-8") == "lora"
+    assert not list(run.path.glob(".tmp*"))
+
+
+def test_a_fault_of_our_own_is_not_blamed_on_the_disk(run):
+    def faulty(folder):
+        raise KeyError("name")
+
+    with pytest.raises(KeyError):
+        run.save_model(faulty)
 
 
 def test_safetensors_failing_is_a_run_error(run):
@@ -192,7 +300,7 @@ def test_writing_a_step_again_replaces_it(run):
     run.save_checkpoint(1, write_weights)
     path = run.save_checkpoint(1, lambda folder: (folder / "other.bin").write_bytes(b"new"))
     assert contents(run.path) == ["checkpoint-1", "checkpoint-1/other.bin"]
-    assert path == run.latest_checkpoint()
+    assert [path] == run.checkpoints()
 
 
 def test_what_a_killed_process_left_is_put_right_at_the_start(run):
@@ -203,7 +311,7 @@ def test_what_a_killed_process_left_is_put_right_at_the_start(run):
     (run.path / "checkpoint-1").rename(run.path / ".old-checkpoint-1")
     again = RunDirectory.create(run.path, resume=True)
     assert contents(run.path) == ["checkpoint-1", "checkpoint-1/weights.bin"]
-    assert again.latest_checkpoint().name == "checkpoint-1"
+    assert [path.name for path in again.checkpoints()] == ["checkpoint-1"]
 
 
 def test_the_name_appears_only_when_every_byte_is_down(run, monkeypatch):
@@ -260,3 +368,17 @@ def test_truncating_drops_later_lines_and_one_cut_short(run):
     assert run.read_jsonl("completions.jsonl") == [{"step": 2, "completion": "甲"}] * 2
     run.append_jsonl("trainer_log.jsonl", {"current_steps": 3})
     assert len((run.path / "trainer_log.jsonl").read_text(encoding="utf-8").splitlines()) == 3
+
+
+def test_an_evaluation_that_will_be_made_again_goes_from_the_log(run):
+    rows = [{"current_steps": 2, "eval_loss": 1.0}, {"current_steps": 3, "loss": 1.0}]
+    run.append_jsonl("trainer_log.jsonl", *rows, {"current_steps": 3, "eval_loss": 1.0})
+    run.truncate_log(3, evaluated=False)
+    assert run.read_jsonl("trainer_log.jsonl") == rows
+
+
+def test_a_fresh_start_begins_with_empty_logs(run):
+    run.append_jsonl("trainer_log.jsonl", {"current_steps": 0, "eval_loss": 1.0})
+    run.clear_logs()
+    run.clear_logs()
+    assert contents(run.path) == []

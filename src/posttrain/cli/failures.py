@@ -47,7 +47,9 @@ def _failed(message: str, status: int) -> int:
 
 def _farewell(args: argparse.Namespace) -> str:
     folder = getattr(args, "output_dir", None)
-    if args.command not in ("train", "run") or not folder or not any(Path(folder).expanduser().glob("**/checkpoint-*")):
+    # a checkpoint of the model alone cannot be continued from
+    state = "**/checkpoint-*/trainer_state.json"
+    if args.command not in ("train", "run") or not folder or not any(Path(folder).expanduser().glob(state)):
         return "interrupted."
     how = "The same command" if args.command == "run" else "The same command with resume_from_checkpoint=true"
     return f"interrupted. {how} continues from the newest checkpoint in {folder}."

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from posttrain.cli.arguments import add_configured
 from posttrain.cli.output import print_results, say
@@ -22,7 +26,21 @@ def execute(args: argparse.Namespace) -> int:
 
     from posttrain.train.run import train
 
-    results = train(config, notify=say)
+    with _terminated_as_interrupted():
+        results = train(config, notify=say)
     print_results(results)
     say(f"the run is in {config.train.output_dir}")
     return 0
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM is Ctrl-C from somewhere else: the same checkpoint, message and exit status."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

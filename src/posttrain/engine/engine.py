@@ -40,6 +40,10 @@ class Tally:
         return {name: float(total) / max(self.counts[name], 1e-12) for name, total in self.sums.items()}
 
 
+class NonFiniteError(RunError):
+    """A loss or a gradient norm that is no number."""
+
+
 class Engine:
     """Consult frozen roles, accumulate gradients, step the optimizer, evaluate, checkpoint.
 
@@ -162,7 +166,7 @@ class Engine:
             The minibatch's metrics with ``loss``, ``grad_norm`` and ``learning_rate`` (as used).
 
         Raises:
-            RunError: on a non-finite loss or gradient; weights are left as they were.
+            NonFiniteError: on a non-finite loss or gradient; weights are left as they were.
         """
         began = time.perf_counter()
         stats = self._pending.means()
@@ -172,7 +176,7 @@ class Engine:
         stats["grad_norm"] = float(norm)
         for name in ("loss", "grad_norm"):
             if not math.isfinite(stats[name]):
-                raise RunError(
+                raise NonFiniteError(
                     f"{name} became {stats[name]} at step {self.step + 1}; the weights were not changed by it. "
                     "Lower learning_rate, check the data for empty or very long rows, or train in float32."
                 )
@@ -221,20 +225,36 @@ class Engine:
 
     def save(self, folder: Path) -> None:
         """Write all that resuming needs: trained weights, optimizer, counters, algorithm state."""
+        self.save_weights(folder)
         stored.write(folder, self.optimizer, self._named(), self._counters())
 
+    def save_weights(self, folder: Path) -> None:
+        """Write the trained weights alone, which ``load_weights`` takes."""
+        stored.write_weights(folder, self._named())
+
     def resume(self, folder: Path) -> None:
-        """Continue exactly where ``save`` left off."""
+        """Continue exactly where ``save`` left off.
+
+        Raises:
+            UserError: if the checkpoint cannot be read, or was written by another program or configuration.
+        """
         counters = stored.read(folder, self.optimizer, self._named())
-        self.step = int(counters["step"])
-        self.iteration = int(counters["iteration"])
-        self.max_tokens = int(counters["max_tokens"])
-        self.trained_tokens = int(counters["trained_tokens"])
-        self.computed_seconds = float(counters["computed_seconds"])
-        self.algorithm_state = AlgorithmState(**counters["algorithm_state"])
+        try:
+            self.step = int(counters["step"])
+            self.iteration = int(counters["iteration"])
+            self.max_tokens = int(counters["max_tokens"])
+            self.trained_tokens = int(counters["trained_tokens"])
+            self.computed_seconds = float(counters["computed_seconds"])
+            self.algorithm_state = AlgorithmState(**counters["algorithm_state"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise stored.unreadable(folder / stored.COUNTERS, error) from error
 
     def load_weights(self, folder: Path) -> None:
-        """Take the trained weights of a checkpoint and nothing else."""
+        """Take the trained weights of a checkpoint and nothing else.
+
+        Raises:
+            UserError: as ``resume``.
+        """
         stored.read_weights(folder, self._named())
 
     def _named(self) -> dict[str, torch.nn.Parameter]:

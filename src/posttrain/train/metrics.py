@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from posttrain.errors import RunError
+from posttrain.train.disk import reason
 from posttrain.train.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -52,9 +56,11 @@ class MetricsLog:
 
     Args:
         run_directory: where both are written.
-        tensorboard: whether to write events under ``runs/``.
+        tensorboard: whether to write events under ``runs/``; where that fails, the run goes on without.
         total_steps: optimizer steps of the whole run.
         start_step: optimizer steps done before this process began (a resumed run).
+        run_name: events lie in a folder of this name below ``runs/``.
+        notify: receives a sentence when events can no longer be written.
         clock: seconds that only grow.
     """
 
@@ -65,6 +71,8 @@ class MetricsLog:
         tensorboard: bool,
         total_steps: int,
         start_step: int = 0,
+        run_name: str | None = None,
+        notify: Callable[[str], None] = lambda sentence: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.run_directory = run_directory
@@ -72,12 +80,11 @@ class MetricsLog:
         self._start_step = start_step
         self._clock = clock
         self._started = clock()
+        self._notify = notify
         self._events: SummaryWriter | None = None
         if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            purge_step = start_step + 1 if start_step else None
-            self._events = SummaryWriter(log_dir=str(run_directory.path / "runs"), purge_step=purge_step)
+            with self._optional_events():
+                self._open_events(run_directory.path / "runs" / _folder_name(run_name))
 
     def log(self, step: int, values: Mapping[str, float], epoch: float) -> None:
         """Write one line; ``learning_rate`` is called ``lr`` there, as LLaMA-Factory's readers expect.
@@ -106,10 +113,11 @@ class MetricsLog:
         }
         self.run_directory.append_jsonl(TRAINER_LOG, line)
         if self._events is not None:
-            for name, value in named.items():
-                is_evaluation = name.startswith("eval_")
-                self._events.add_scalar(f"eval/{name[5:]}" if is_evaluation else f"train/{name}", value, step)
-            self._events.flush()
+            with self._optional_events():
+                for name, value in named.items():
+                    is_evaluation = name.startswith("eval_")
+                    self._events.add_scalar(f"eval/{name[5:]}" if is_evaluation else f"train/{name}", value, step)
+                self._events.flush()
 
     def check(self, step: int, values: Mapping[str, float]) -> None:
         """Stop a run that has left the numbers: call it before the optimizer's result is saved anywhere.
@@ -119,24 +127,46 @@ class MetricsLog:
         """
         for name, value in values.items():
             if _is_vital(name) and not math.isfinite(value):
-                checkpoint = self.run_directory.latest_checkpoint()
-                if checkpoint is None:
-                    way_back = "no checkpoint had been written before, so start again"
-                else:
-                    way_back = f"the last good checkpoint is {checkpoint}; continue from it"
-                cure = "with a lower learning_rate, a smaller max_grad_norm or float32"
-                raise RunError(f"{name} is {float(value)} at step {step} of {self.total_steps}: {way_back} {cure}")
+                raise RunError(
+                    f"{name} is {float(value)} at step {step} of {self.total_steps}. Use a lower learning_rate, a "
+                    f"smaller max_grad_norm or float32. {self.run_directory.way_back()}"
+                )
 
     def close(self) -> None:
         """Finish the event file."""
         if self._events is not None:
-            self._events.close()
+            with self._optional_events():
+                self._events.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _open_events(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        if not self._start_step:
+            for left in folder.glob("events.out.tfevents.*"):
+                left.unlink()
+        self._events = SummaryWriter(log_dir=str(folder), purge_step=self._start_step + 1 if self._start_step else None)
+
+    @contextmanager
+    def _optional_events(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._events = None
+            self._notify(
+                f"TensorBoard events can no longer be written ({reason(error)}); the run goes on, and {TRAINER_LOG} "
+                "holds the same numbers"
+            )
+
+
+def _folder_name(run_name: str | None) -> str:
+    """The name as one folder that every system can make; empty without a name."""
+    return re.sub(r"[^\w. -]+", "-", run_name or "").strip(". ")
 
 
 def duration(seconds: float) -> str:

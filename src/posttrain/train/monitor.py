@@ -1,17 +1,20 @@
-"""What happens around optimizer steps: the log, evaluation, checkpoints, early stopping, and Ctrl-C."""
+"""What happens around optimizer steps: the log, evaluation, checkpoints, early stopping, and being told to stop."""
 
 from __future__ import annotations
 
 import json
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 
 from posttrain.config import TrainConfig
+from posttrain.errors import UserError
+from posttrain.train.checkpoints import NAME, checkpoint_step
 from posttrain.train.metrics import Meter, MetricsLog
 from posttrain.train.progress import Progress
 from posttrain.train.run_directory import RunDirectory
@@ -32,6 +35,19 @@ class Best:
     waited: int = 0
 
 
+@dataclass
+class Totals:
+    """Sums over a run, its interrupted attempts included as far as their last checkpoint.
+
+    Attributes:
+        steps: done. loss: of all of them. seconds: from the start of an attempt on, evaluation and saving included.
+    """
+
+    steps: int = 0
+    loss: float = 0.0
+    seconds: float = 0.0
+
+
 class Monitor:
     """Called once after every step; decides what is due and does it in the order log, evaluate, save."""
 
@@ -46,6 +62,7 @@ class Monitor:
         save: Callable[[Path], None],
         evaluate: Callable[[], Mapping[str, float]] | None,
         default_metric: str = "eval_loss",
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Watch one run.
 
@@ -57,6 +74,7 @@ class Monitor:
             save: fills a checkpoint folder.
             evaluate: measures the held-out rows (names start with ``eval_``); None when there are none.
             default_metric: what "best" means where ``metric_for_best_model`` is not set.
+            clock: seconds that only grow.
         """
         self._config = config
         self._directory = directory
@@ -69,6 +87,9 @@ class Monitor:
         rises = config.greater_is_better
         self._rises = not self._metric.endswith(("loss", "perplexity")) if rises is None else rises
         self._meter = Meter()
+        self._clock, self._began = clock, clock()
+        self._earlier = Totals()
+        self._step: int | None = None
         self._saved: int | None = None
         self._evaluated: int | None = None
         self._interrupted = False
@@ -80,6 +101,17 @@ class Monitor:
         """Steps of the whole run."""
         return self._log.total_steps
 
+    @property
+    def totals(self) -> Totals:
+        """Up to now."""
+        return replace(self._earlier, seconds=self._earlier.seconds + self._clock() - self._began)
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether ``early_stopping_steps`` evaluations in a row were no better; a run that resumes so has ended."""
+        patience = self._config.early_stopping_steps
+        return patience is not None and self.best.waited >= patience
+
     def after_step(self, step: int, stats: Mapping[str, float]) -> bool:
         """Log, evaluate and save as due after ``step``.
 
@@ -87,10 +119,13 @@ class Monitor:
             True when the run should stop early.
 
         Raises:
-            KeyboardInterrupt: after a checkpoint, when the user pressed Ctrl-C.
+            KeyboardInterrupt: after a checkpoint, on Ctrl-C or SIGTERM.
             RunError: on a non-finite loss.
         """
         self._log.check(step, stats)
+        self._step = step
+        self._earlier.steps += 1
+        self._earlier.loss += stats.get("loss", 0.0)
         self._meter.add(stats)
         shown = ("loss", "reward_mean", "kl", "tokens_per_second")
         self._progress.update(1, **{name: stats[name] for name in shown if name in stats})
@@ -101,8 +136,7 @@ class Monitor:
         stop = False
         if self._due(step, self._config.eval_strategy, self._config.eval_steps or self._config.logging_steps):
             self.evaluate(step)
-            patience = self._config.early_stopping_steps
-            stop = patience is not None and self.best.waited >= patience
+            stop = self.out_of_patience
             if self._config.load_best_model_at_end and self.best.step == step:
                 self.save(step)
         saves = self._due(step, self._config.save_strategy, self._config.save_steps) or stop
@@ -135,22 +169,52 @@ class Monitor:
 
         def write(folder: Path) -> None:
             self._save(folder)
-            state = {"best": asdict(self.best), "meter": self._meter.state()}
+            state = {
+                "best": asdict(self.best),
+                "meter": self._meter.state(),
+                "totals": asdict(self.totals),
+                "evaluated": self._evaluated,
+                "evaluations": self.evaluations,
+            }
             (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
 
         keep = self.best.step if self._config.load_best_model_at_end or self._config.save_total_limit else None
         self._directory.save_checkpoint(step, write, total_limit=self._config.save_total_limit, keep=keep)
         self._saved = step
 
-    def resume(self, folder: Path) -> None:
-        """Take up the best evaluation and the averages under way from a checkpoint."""
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        self.best = Best(**state["best"])
-        self._meter.restore(state["meter"])
+    def resume(self, folder: Path, step: int) -> None:
+        """Take up evaluations, the averages under way and the sums over the run; cut off what was logged later.
+
+        Args:
+            folder: a checkpoint. step: that it was written after.
+
+        Raises:
+            UserError: if they cannot be read.
+        """
+        try:
+            state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+            self.best = Best(**state["best"])
+            self._meter.restore(state["meter"])
+            self._earlier = Totals(**state.get("totals", {}))
+            self._evaluated, self.evaluations = state.get("evaluated"), dict(state.get("evaluations", {}))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(
+                f"{folder / STATE} cannot be read ({error}). Continue from another checkpoint, or start afresh with "
+                "overwrite_output_dir: true."
+            ) from error
+        if folder.parent.resolve() == self._directory.path.resolve() and NAME.fullmatch(folder.name):
+            self._saved = checkpoint_step(folder)
+        if self._config.load_best_model_at_end and self.best.step is not None:
+            best = self._directory.path / f"checkpoint-{self.best.step}"
+            if not best.is_dir():
+                self._progress.note(f"The best checkpoint so far, {best}, is not there: the best is looked for anew.")
+                self.best = Best(waited=self.best.waited)
+        ends_here = step >= self.total or self.out_of_patience
+        self._directory.truncate_log(step, evaluated=self._evaluated == step or not ends_here)
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Let the first Ctrl-C finish the step and write a checkpoint; a second one stops at once."""
+        """Let the first Ctrl-C or SIGTERM finish the step and write a checkpoint; a second one stops at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -161,11 +225,17 @@ class Monitor:
             self._interrupted = True
             self._progress.note("Stopping after this step, with a checkpoint. Press Ctrl-C again to stop at once.")
 
-        before = signal.signal(signal.SIGINT, request_stop)
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, request_stop) for number in numbers}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self._interrupted:  # after the last step had looked
+            if self._step is not None:
+                self.save(self._step)
+            raise KeyboardInterrupt
 
     def _due(self, step: int, strategy: str, every: int) -> bool:
         if strategy == "epoch":

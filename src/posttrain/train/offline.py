@@ -32,15 +32,8 @@ class Rows:
     collate: Callable[[Sequence[Any]], Batch]
 
 
-def fit(
-    config: RunConfig, engine: Engine, algorithm: Algorithm, rows: Rows, plan: StepsPlan, monitor: Monitor
-) -> float:
-    """Train from the engine's step to the end of the plan.
-
-    Returns:
-        The mean training loss over the steps taken here.
-    """
-    losses = []
+def fit(config: RunConfig, engine: Engine, algorithm: Algorithm, rows: Rows, plan: StepsPlan, monitor: Monitor) -> None:
+    """Train from the engine's step to the end of the plan, or until the monitor stops it."""
     order: tuple[int, list[int]] = (-1, [])
     size = config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
     for step in range(engine.step, plan.total):
@@ -51,11 +44,9 @@ def fit(
         batch = rows.collate([rows.train[i] for i in order[1][place * size : (place + 1) * size]])
         engine.accumulate(algorithm, batch)
         stats = engine.optimizer_step()
-        losses.append(stats["loss"])
         stats["tokens_per_second"] = float(batch.attention_mask.sum()) / (time.perf_counter() - began)
         if monitor.after_step(step + 1, stats):
             break
-    return sum(losses) / max(len(losses), 1)
 
 
 def evaluation(config: RunConfig, engine: Engine, algorithm: Algorithm, rows: Rows) -> Callable[[], dict[str, float]]:

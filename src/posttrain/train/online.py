@@ -75,7 +75,7 @@ class OnlineRun:
     on_first_rewards: Callable[[RolloutBatch], None] = lambda batch: None
 
 
-def fit(run: OnlineRun, iterations: int, monitor: Monitor, phase: Callable[[str, int, int], None]) -> list[float]:
+def fit(run: OnlineRun, iterations: int, monitor: Monitor, phase: Callable[[str, int, int], None]) -> None:
     """Run iterations from the engine's to the last.
 
     Args:
@@ -84,14 +84,10 @@ def fit(run: OnlineRun, iterations: int, monitor: Monitor, phase: Callable[[str,
         monitor: told of every iteration.
         phase: shows what is going on: name, done, total.
 
-    Returns:
-        The mean loss of each iteration run here.
-
     Raises:
         RunError: if a step-0 gate does not hold, or a loss is not finite.
     """
     engine, algorithm, watch = run.engine, run.algorithm, Stopwatch()
-    losses = []
     for iteration in range(engine.iteration, iterations):
         with watch.phase("generate"):
             batch = rollout(run, iteration, take(run, iteration), phase)
@@ -109,11 +105,9 @@ def fit(run: OnlineRun, iterations: int, monitor: Monitor, phase: Callable[[str,
             stats = update(run, iteration, batch, phase)
         engine.iteration = iteration + 1
         stats |= algorithm.statistics(batch, before) | watch.take(_live_tokens(batch, run.epochs))
-        losses.append(stats["loss"])
         run.record(iteration + 1, batch)
         if monitor.after_step(iteration + 1, stats):
             break
-    return losses
 
 
 def _live_tokens(batch: RolloutBatch, epochs: int) -> dict[str, float]:

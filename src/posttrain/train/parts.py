@@ -44,9 +44,11 @@ class Parts:
         return optimizer_rows(self.config) * buffered
 
     def save(self, folder: Path) -> None:
-        """Fill a checkpoint folder: the model as users load it, and what resuming needs."""
+        """Fill a checkpoint folder: the model as users load it, what trains, and what else resuming needs."""
         self.assembly.save(folder, self.tokenizer)
-        if not self.config.train.save_only_model:
+        if self.config.train.save_only_model:
+            self.engine.save_weights(folder)  # the best checkpoint is loaded from them at the end
+        else:
             self.engine.save(folder)
 
 

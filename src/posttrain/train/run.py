@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,15 +16,17 @@ from posttrain.errors import UserError
 from posttrain.models.assemble import offline_assembly, online_assembly
 from posttrain.models.fetch import resolve_model
 from posttrain.models.load import load_tokenizer
+from posttrain.train.disk import reason
+from posttrain.train.failures import explained
 from posttrain.train.machine import peak_memory_bytes
-from posttrain.train.metrics import MetricsLog
-from posttrain.train.monitor import Monitor
+from posttrain.train.metrics import TRAINER_LOG, MetricsLog
+from posttrain.train.monitor import Monitor, Totals
 from posttrain.train.parts import Parts, make_engine, make_plan
 from posttrain.train.plots import plot_run
 from posttrain.train.progress import Progress
 from posttrain.train.run_directory import RunDirectory
 from posttrain.train.schedule import StepsPlan
-from posttrain.train.stages import make_stage
+from posttrain.train.stages import Stage, make_stage
 
 
 def train(config: RunConfig, *, notify: Callable[[str], None] = lambda sentence: None) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def train(config: RunConfig, *, notify: Callable[[str], None] = lambda sentence:
     Raises:
         UserError: bad configuration, data or folders, before anything is trained.
         RunError: a run that failed; the last checkpoint stays.
-        KeyboardInterrupt: Ctrl-C, after a checkpoint.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint.
     """
     settings = config.train
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -51,12 +52,11 @@ def train(config: RunConfig, *, notify: Callable[[str], None] = lambda sentence:
         )
     for sentence in config.warnings:
         notify(sentence)
-    model, reward = config.model, config.ppo.reward_model
-    reads = [model.model_name_or_path, *model.adapter_name_or_path, *([reward] if reward else [])]
+    model = config.model
     place: dict[str, Any] = {
         "overwrite": settings.overwrite_output_dir,
         "resume": settings.resume_from_checkpoint,
-        "reads": reads,
+        "reads": _read_folders(config),
     }
     RunDirectory.check(settings.output_dir, **place)
     folder = resolve_model(model.model_name_or_path, revision=model.model_revision, cache_dir=model.cache_dir)
@@ -87,7 +87,13 @@ def train(config: RunConfig, *, notify: Callable[[str], None] = lambda sentence:
     if directory.notice:
         notify(directory.notice)
     engine = make_engine(config, assembly.roles, plan)
-    return _run(Parts(config, directory, tokenizer, splits, plan, assembly, engine))
+    return _run(Parts(config, directory, tokenizer, splits, plan, assembly, engine), notify)
+
+
+def _read_folders(config: RunConfig) -> list[str]:
+    """Models and adapters that the run loads."""
+    model, reward = config.model, config.ppo.reward_model
+    return [model.model_name_or_path, *model.adapter_name_or_path, *([reward] if reward else [])]
 
 
 def _finished(folder: Path, plan: StepsPlan, resume: bool | str | None) -> dict[str, Any] | None:
@@ -99,20 +105,27 @@ def _finished(folder: Path, plan: StepsPlan, resume: bool | str | None) -> dict[
     return results
 
 
-def _run(parts: Parts) -> dict[str, Any]:
+def _run(parts: Parts, notify: Callable[[str], None]) -> dict[str, Any]:
     """Resume or start, loop, and write the results."""
     config, directory, settings = parts.config, parts.directory, parts.config.train
     checkpoint = directory.resume_checkpoint(settings.resume_from_checkpoint)
     if checkpoint is not None:
         parts.engine.resume(checkpoint)
+    else:
+        directory.clear_logs()
     start = parts.steps_done
-    directory.truncate_log(start)
     directory.write_text("config.yaml", yaml.safe_dump(config.to_flat(), allow_unicode=True, sort_keys=False))
-    tensorboard = "tensorboard" in settings.report_to
-    began = time.perf_counter()
     with (
-        MetricsLog(directory, tensorboard=tensorboard, total_steps=parts.plan.total, start_step=start) as log,
         Progress(parts.plan.total, config.method.stage, settings.disable_tqdm, initial=start) as progress,
+        MetricsLog(
+            directory,
+            tensorboard="tensorboard" in settings.report_to,
+            total_steps=parts.plan.total,
+            start_step=start,
+            run_name=settings.run_name,
+            notify=progress.note,
+        ) as log,
+        explained(directory),
     ):
         stage = make_stage(parts, progress)
         monitor = Monitor(
@@ -126,27 +139,48 @@ def _run(parts: Parts) -> dict[str, Any]:
             default_metric=stage.default_metric,
         )
         if checkpoint is not None:
-            monitor.resume(checkpoint)
-        with monitor.interruptible():
-            before = monitor.evaluate(0) if stage.measures_before and start == 0 else {}
-            train_loss = stage.fit(monitor)
-            final = monitor.evaluate(parts.steps_done)
-            if settings.load_best_model_at_end and monitor.best.step not in (None, parts.steps_done):
-                parts.engine.load_weights(directory.path / f"checkpoint-{monitor.best.step}")
-                final = dict(stage.evaluate()) if stage.evaluate else {}
-    results = {**_train_results(parts, train_loss, time.perf_counter() - began, start), **_first(before)}
-    return _write_results(parts, results, final)
+            monitor.resume(checkpoint, start)
+        before = _before(parts, stage, monitor)
+        if not monitor.out_of_patience:
+            with monitor.interruptible():
+                stage.fit(monitor)
+        final = _last_evaluation(parts, stage, monitor)
+    results = {**_train_results(parts, monitor.totals), **_first(before)}
+    return _write_results(parts, results, final, notify)
 
 
-def _train_results(parts: Parts, train_loss: float, seconds: float, start: int) -> dict[str, Any]:
-    """``train_results.json`` under the names that users of transformers know."""
-    done = parts.steps_done - start
+def _before(parts: Parts, stage: Stage, monitor: Monitor) -> Mapping[str, Any]:
+    """The evaluation before training: made now, or by the attempt that a resumed run began with."""
+    if not stage.measures_before:
+        return {}
+    if parts.steps_done == 0:
+        return monitor.evaluate(0)
+    lines = parts.directory.read_jsonl(TRAINER_LOG)
+    return next((line for line in lines if line.get("current_steps") == 0), {})
+
+
+def _last_evaluation(parts: Parts, stage: Stage, monitor: Monitor) -> Mapping[str, float]:
+    """Measure what the run ends with, the best weights where the user asks for them; Ctrl-C stops at once here."""
+    try:
+        final = monitor.evaluate(parts.steps_done)
+    except KeyboardInterrupt:
+        monitor.save(parts.steps_done)
+        raise
+    best = monitor.best.step
+    if parts.config.train.load_best_model_at_end and best not in (None, parts.steps_done):
+        parts.engine.load_weights(parts.directory.path / f"checkpoint-{best}")
+        final = dict(stage.evaluate()) if stage.evaluate else {}
+    return final
+
+
+def _train_results(parts: Parts, totals: Totals) -> dict[str, Any]:
+    """``train_results.json`` under the names that users of transformers know; of all attempts at the run together."""
     return {
         "epoch": parts.steps_done / parts.plan.per_epoch,
-        "train_loss": train_loss,
-        "train_runtime": seconds,
-        "train_samples_per_second": done * parts.rows_per_step / seconds,
-        "train_steps_per_second": done / seconds,
+        "train_loss": totals.loss / max(totals.steps, 1),
+        "train_runtime": totals.seconds,
+        "train_samples_per_second": totals.steps * parts.rows_per_step / totals.seconds,
+        "train_steps_per_second": totals.steps / totals.seconds,
         "train_tokens": parts.engine.trained_tokens,
         "train_tokens_per_second": parts.engine.trained_tokens / max(parts.engine.computed_seconds, 1e-9),
         "peak_memory_bytes": peak_memory_bytes(),
@@ -155,19 +189,24 @@ def _train_results(parts: Parts, train_loss: float, seconds: float, start: int) 
     }
 
 
-def _first(before: Mapping[str, float]) -> dict[str, float]:
+def _first(before: Mapping[str, Any]) -> dict[str, float]:
     """The evaluation before training, as ``eval_loss_before`` and so on."""
     keep = ("eval_loss", "eval_perplexity", "eval_reward", "eval_accuracy")
     return {f"{name}_before": before[name] for name in keep if name in before}
 
 
-def _write_results(parts: Parts, results: dict[str, Any], evaluation: Mapping[str, float]) -> dict[str, Any]:
+def _write_results(
+    parts: Parts, results: dict[str, Any], evaluation: Mapping[str, float], notify: Callable[[str], None]
+) -> dict[str, Any]:
     """Save the model, then the numbers: the numbers mark a finished run."""
     directory = parts.directory
-    parts.assembly.save(directory.path, parts.tokenizer)
+    directory.save_model(lambda folder: parts.assembly.save(folder, parts.tokenizer), reads=_read_folders(parts.config))
     epoch = {"epoch": results["epoch"]}
     if parts.config.train.plot_loss:
-        plot_run(directory)
+        try:
+            plot_run(directory)
+        except OSError as error:
+            notify(f"the curves could not be drawn ({reason(error)}); trainer_log.jsonl holds their numbers")
     if evaluation:
         directory.write_json("eval_results.json", {**epoch, **evaluation})
     directory.write_json("train_results.json", results)

@@ -8,24 +8,27 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from posttrain.errors import RunError, UserError
+from posttrain.train.checkpoints import NAME, checkpoint_step, holds_state, with_state
+from posttrain.train.disk import flush_folder, flush_tree, is_failed_write, plain, reason, remove
 
 LOGS = ("trainer_log.jsonl", "completions.jsonl")
 _STEP_KEYS = ("current_steps", "step")
 _TRAIN_RESULTS = "train_results.json"
 _ALL_RESULTS = "all_results.json"
 _RESULTS = (_TRAIN_RESULTS, _ALL_RESULTS, "eval_results.json")
-_MODEL_FILES = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
+_WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
+# All that says what kind of model a folder holds; shards have numbers in their names.
+_MODEL_FILES = (*_WEIGHTS, "adapter_config.json", "config.json", "generation_config.json", "value_head.safetensors")
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _TEMPORARY = ".tmp-"
 _REPLACED = ".old-"
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,8 @@ class RunDirectory:
 
         Raises:
             UserError: if the path is no folder or not writable, holds a finished run that neither ``overwrite`` nor
-                ``resume`` speaks of, holds an interrupted one that ``resume: false`` would mix with, or if
-                ``overwrite`` would remove a folder in ``reads``.
+                ``resume`` speaks of, holds an interrupted one that ``resume: false`` would mix with, if ``resume``
+                names no checkpoint to continue from, or if ``overwrite`` would remove a folder in ``reads``.
         """
         folder = Path(path).expanduser()
         existing = next((p for p in (folder, *folder.parents) if p.exists()), Path("."))
@@ -104,6 +107,7 @@ class RunDirectory:
             run._refuse_removing(reads)
             return
         if resume:
+            run.resume_checkpoint(resume)
             return
         choices = "set overwrite_output_dir: true to replace it, or give another output_dir"
         if run.finished:
@@ -112,7 +116,7 @@ class RunDirectory:
         if checkpoint is not None and resume is False:
             choices = f"set resume_from_checkpoint: true to continue from {checkpoint.name}, {choices}"
             raise UserError(f"output_dir {folder} already holds an interrupted run: {choices}")
-        if checkpoint is None and any((folder / name).exists() for name in _MODEL_FILES):
+        if not run.checkpoints() and any((folder / name).exists() for name in _WEIGHTS):
             raise UserError(f"output_dir {folder} already holds a model: {choices}")
 
     @property
@@ -132,24 +136,35 @@ class RunDirectory:
 
     def checkpoints(self) -> list[Path]:
         """The complete ``checkpoint-N`` folders, oldest step first."""
-        found = [p for p in self.path.glob("checkpoint-*") if _CHECKPOINT.fullmatch(p.name) and p.is_dir()]
+        found = [p for p in self.path.glob("checkpoint-*") if NAME.fullmatch(p.name) and p.is_dir()]
         return sorted(found, key=checkpoint_step)
 
     def latest_checkpoint(self) -> Path | None:
-        """The complete checkpoint of the highest step, or None."""
-        return next(reversed(self.checkpoints()), None)
+        """The checkpoint of the highest step that a run can continue from, or None.
+
+        One written with ``save_only_model`` holds no optimizer, so nothing continues from it.
+        """
+        return next((path for path in reversed(self.checkpoints()) if holds_state(path)), None)
+
+    def way_back(self) -> str:
+        """One sentence for the end of a message about a run that failed: what is left of it."""
+        if checkpoint := self.latest_checkpoint():
+            return f"The last good checkpoint is {checkpoint.name}: continue with resume_from_checkpoint: true"
+        if checkpoints := self.checkpoints():
+            return f"The last good checkpoint is {checkpoints[-1].name}, which holds the model only (save_only_model)"
+        return "No checkpoint had been written before"
 
     def resume_checkpoint(self, resume: bool | str | None) -> Path | None:
         """The checkpoint that ``resume_from_checkpoint`` speaks of; None starts afresh.
 
         Raises:
-            UserError: if it names a folder that is not there.
+            UserError: if it names a folder that is not there, or one that no run can continue from.
         """
         if isinstance(resume, str):
             named = Path(resume).expanduser()
             for folder in (named, self.path / named):
                 if folder.is_dir():
-                    return folder
+                    return with_state(folder)
             raise UserError(f"resume_from_checkpoint: no folder {named}; true continues from the latest checkpoint")
         return None if resume is False else self.latest_checkpoint()
 
@@ -179,27 +194,49 @@ class RunDirectory:
         """
         target = self.path / f"checkpoint-{step}"
         temporary = self.path / f"{_TEMPORARY}{target.name}"
-        try:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
+        with self._writing(target.name, temporary):
             write(temporary)
-            _flush_tree(temporary)
+            flush_tree(temporary)
             replaced = self.path / f"{_REPLACED}{target.name}"
             if target.exists():
                 target.rename(replaced)
             temporary.rename(target)
-            _flush_folder(self.path)
+            flush_folder(self.path)
             shutil.rmtree(replaced, ignore_errors=True)
             self._prune(step, total_limit, keep)
-        except (OSError, SafetensorError) as error:
-            raise self._failed_to_write(target.name, error) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         return target
+
+    def save_model(self, write: Callable[[Path], None], *, reads: Iterable[str | Path] = ()) -> None:
+        """Write the model that a run ends with, whole before any file of an earlier one is touched.
+
+        Model files that an earlier run of another kind left are removed, unless the run reads from this very folder.
+
+        Args:
+            write: fills the empty folder that it is given.
+            reads: folders that the run loaded from.
+
+        Raises:
+            RunError: if it cannot be written, for example on a full disk; names the last good checkpoint.
+        """
+        temporary = self.path / f"{_TEMPORARY}model"
+        with self._writing("the model", temporary):
+            write(temporary)
+            flush_tree(temporary)
+            written = sorted(path.name for path in temporary.iterdir())
+            for name in written:
+                if (self.path / name).is_dir():
+                    shutil.rmtree(self.path / name)
+                (temporary / name).replace(self.path / name)
+            flush_folder(self.path)
+            if not any(Path(read).expanduser().resolve() == self.path.resolve() for read in reads):
+                for path in list(self.path.iterdir()):
+                    is_model = path.name in _MODEL_FILES or _SHARD.fullmatch(path.name)
+                    if is_model and path.name not in written:
+                        path.unlink()
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write ``name`` whole or not at all; numbers that JSON does not know (NaN, inf) become null."""
-        return self.write_text(name, json.dumps(_plain(value), ensure_ascii=False, indent=2) + "\n")
+        return self.write_text(name, json.dumps(plain(value), ensure_ascii=False, indent=2) + "\n")
 
     def write_text(self, name: str, text: str) -> Path:
         """Write ``name`` whole or not at all."""
@@ -228,7 +265,7 @@ class RunDirectory:
 
     def append_jsonl(self, name: str, *values: Mapping[str, Any]) -> None:
         """Add one line per value; lines of the logs hold their optimizer step as ``current_steps`` or ``step``."""
-        lines = "".join(json.dumps(_plain(value), ensure_ascii=False) + "\n" for value in values)
+        lines = "".join(json.dumps(plain(value), ensure_ascii=False) + "\n" for value in values)
         try:
             with (self.path / name).open("a", encoding="utf-8", newline="\n") as file:
                 file.write(lines)
@@ -243,19 +280,41 @@ class RunDirectory:
         rows = (_parsed(line) for line in path.read_text(encoding="utf-8").split("\n"))
         return [row for row in rows if row is not None]
 
-    def truncate_log(self, step: int) -> None:
-        """Drop the lines written after ``step`` and a last line cut short, so that a resumed run writes them anew."""
+    def clear_logs(self) -> None:
+        """Remove the logs, for a run that starts afresh where an earlier one never came to a checkpoint."""
+        for name in LOGS:
+            try:
+                (self.path / name).unlink(missing_ok=True)
+            except OSError as error:
+                raise self._failed_to_write(name, error) from error
+
+    def truncate_log(self, step: int, *, evaluated: bool = True) -> None:
+        """Drop the lines written after ``step`` and a last line cut short, so that a resumed run writes them anew.
+
+        Args:
+            step: of the checkpoint.
+            evaluated: false where ``step`` is going to be evaluated again; then the line about it goes too.
+        """
         for name in LOGS:
             if (self.path / name).is_file():
                 rows = [row for row in self.read_jsonl(name) if _row_step(row) <= step]
+                if not evaluated:
+                    rows = [row for row in rows if _row_step(row) < step or not _is_evaluation(row)]
                 self.write_text(name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
     def _notice(self, resume: bool | str | None) -> str | None:
         checkpoint = self.latest_checkpoint()
         if self.finished:
             return f"{self.path} already holds a finished run of {self.finished_steps} steps"
-        if checkpoint is not None and not isinstance(resume, str):
+        if isinstance(resume, str):
+            return None
+        if checkpoint is not None:
             return f"continuing from {checkpoint}"
+        if self.checkpoints():
+            return (
+                f"the checkpoints in {self.path} hold the model only (save_only_model), so no run can continue from "
+                "them: starting afresh, and new checkpoints replace them"
+            )
         if resume is True:
             return f"no checkpoint in {self.path}: starting afresh"
         return None
@@ -269,7 +328,7 @@ class RunDirectory:
             else:
                 replaced.rename(original)
         for leftover in self.path.glob(f"{_TEMPORARY}*"):
-            _remove(leftover)
+            remove(leftover)
 
     def _earlier_run(self) -> list[Path]:
         names = [*_RESULTS, *LOGS, "runs"]
@@ -277,7 +336,7 @@ class RunDirectory:
 
     def _remove_earlier_run(self) -> None:
         for path in self._earlier_run():
-            _remove(path)
+            remove(path)
 
     def _refuse_removing(self, reads: Iterable[str | Path]) -> None:
         removed = [path.resolve() for path in self._earlier_run()]
@@ -300,30 +359,30 @@ class RunDirectory:
             renamed = path.rename(self.path / f"{_TEMPORARY}{path.name}-removed")
             shutil.rmtree(renamed, ignore_errors=True)
 
+    @contextmanager
+    def _writing(self, name: str, temporary: Path) -> Iterator[None]:
+        """Offer the empty folder ``temporary``; it is gone afterwards, and what the disk refuses is a RunError."""
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            yield
+        except Exception as error:
+            if not is_failed_write(error):
+                raise
+            raise self._failed_to_write(name, error) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
     def _failed_to_write(self, name: str, error: Exception) -> RunError:
-        checkpoint = self.latest_checkpoint()
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        message = f"could not write {name} in {self.path}: {reason}. "
-        if checkpoint is None:
-            return RunError(f"{message}No checkpoint had been written before")
-        fix = "make room, then continue with resume_from_checkpoint: true"
-        return RunError(f"{message}The last good checkpoint is {checkpoint.name}: {fix}")
-
-
-def checkpoint_step(path: Path) -> int:
-    """N of a folder called ``checkpoint-N``.
-
-    Raises:
-        ValueError: if it is not called so.
-    """
-    match = _CHECKPOINT.fullmatch(path.name)
-    if match is None:
-        raise ValueError(f"{path} is not called checkpoint-N")
-    return int(match[1])
+        return RunError(f"could not write {name} in {self.path}: {reason(error)}. Make room there. {self.way_back()}")
 
 
 def _row_step(row: Mapping[str, Any]) -> float:
     return next((row[key] for key in _STEP_KEYS if key in row), -math.inf)
+
+
+def _is_evaluation(row: Mapping[str, Any]) -> bool:
+    return any(name.startswith("eval_") for name in row)
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
@@ -332,44 +391,3 @@ def _parsed(line: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return row if isinstance(row, dict) else None
-
-
-def _plain(value: Any) -> Any:
-    """The value in JSON's own types: tensors and numpy scalars as numbers, NaN and inf as None, paths as text."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    if not isinstance(value, (str, int, float, bool, type(None))) and hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _flush_tree(folder: Path) -> None:
-    """Ask the disk for every byte below ``folder``: a rename must not overtake the data."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-        else:
-            _flush_folder(path)
-    _flush_folder(folder)
-
-
-def _flush_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows cannot open a folder to flush it
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -39,8 +39,8 @@ class Stage(Protocol):
     measures_before: bool
     evaluate: Callable[[], Mapping[str, float]] | None
 
-    def fit(self, monitor: Monitor) -> float:
-        """Run the loop to its end; returns the mean training loss."""
+    def fit(self, monitor: Monitor) -> None:
+        """Run the loop to its end."""
         ...
 
 
@@ -68,11 +68,9 @@ class OfflineStage:
         if splits.validation:
             self.evaluate = offline.evaluation(config, parts.engine, self._algorithm, self._rows)
 
-    def fit(self, monitor: Monitor) -> float:
+    def fit(self, monitor: Monitor) -> None:
         """See ``Stage.fit``."""
-        return offline.fit(
-            self._parts.config, self._parts.engine, self._algorithm, self._rows, self._parts.plan, monitor
-        )
+        offline.fit(self._parts.config, self._parts.engine, self._algorithm, self._rows, self._parts.plan, monitor)
 
 
 class OnlineStage:
@@ -115,10 +113,9 @@ class OnlineStage:
         if parts.splits.validation:
             self.evaluate = online.held_out(self._run, parts.splits.validation)
 
-    def fit(self, monitor: Monitor) -> float:
+    def fit(self, monitor: Monitor) -> None:
         """See ``Stage.fit``."""
-        losses = online.fit(self._run, self._parts.plan.total, monitor, self._progress.phase)
-        return sum(losses) / max(len(losses), 1)
+        online.fit(self._run, self._parts.plan.total, monitor, self._progress.phase)
 
     def _calibrate_critic(self, batch: RolloutBatch) -> None:
         """A critic that starts from the reward head is put on the scale of the normalised rewards."""

@@ -1,0 +1,38 @@
+"""What a loop can die of, said with the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from posttrain.engine import NonFiniteError
+from posttrain.errors import RunError
+from posttrain.train.run_directory import RunDirectory
+
+# How torch's allocators of CPU and GPU, and the system, say it where they raise no type of their own.
+_OUT_OF_MEMORY = ("not enough memory", "out of memory", "can't allocate memory", "cannot allocate memory")
+
+
+@contextmanager
+def explained(directory: RunDirectory) -> Iterator[None]:
+    """Around everything that computes.
+
+    Raises:
+        RunError: numbers that are none, or memory that ran out; names the checkpoint to go on from.
+    """
+    try:
+        yield
+    except NonFiniteError as error:
+        raise RunError(f"{error} {directory.way_back()}") from error
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise RunError(
+            "memory ran out. Set max_tokens_per_microbatch (512, then less), which changes no result, and "
+            "gradient_checkpointing: true; a smaller cutoff_len, max_new_tokens or num_rollout_slots helps too. "
+            f"{directory.way_back()}"
+        ) from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY)
