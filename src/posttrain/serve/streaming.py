@@ -11,6 +11,7 @@ from torch import Tensor
 from posttrain.models.logits import logits_of
 from posttrain.rollout import SamplingParams, sampling
 from posttrain.rollout.kv_cache import KVCache, StepPlan
+from posttrain.rollout.slots import FIRST_ROOM
 
 
 @torch.no_grad()
@@ -33,7 +34,8 @@ def stream_tokens(model: Any, prompt: Sequence[int], params: SamplingParams) -> 
         prompt: token ids, not empty.
         params: how to draw.
     """
-    cache = KVCache(1, len(prompt) + params.max_new_tokens)
+    room = min(params.max_new_tokens, FIRST_ROOM)
+    cache = KVCache(1, len(prompt) + room, limit=len(prompt) + params.max_new_tokens)
     numbers = sampling.uniforms(
         params.max_new_tokens, seed=params.seed, iteration=params.iteration, prompt_index=0, sample_index=0
     )
@@ -57,4 +59,5 @@ def stream_tokens(model: Any, prompt: Sequence[int], params: SamplingParams) -> 
             return
         if seen is not None:
             seen[0, token] = True
+        cache.reserve(len(prompt) + count + 1)
         logits = _last_logits(model, cache, [token], len(prompt) + count)
