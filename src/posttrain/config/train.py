@@ -56,12 +56,12 @@ class TrainConfig:
     logging_first_step: bool = option(False, help="Write metrics of the first step too.")
     plot_loss: bool = option(False, help="Draw the curves of the run as PNG files.")
     report_to: tuple[str, ...] = option(("tensorboard",), help="`tensorboard` or `none`.")
-    run_name: str | None = option(None, help="Name of the run in logs; null is the name of `output_dir`.")
+    run_name: str | None = option(None, help="TensorBoard events go to runs/<run_name>; null is `runs` itself.")
     disable_tqdm: bool = option(False, help="Show no progress bar.")
     save_strategy: Literal["no", "steps", "epoch"] = option("steps", help="When checkpoints are written.")
     save_steps: int = option(500, help="Steps between checkpoints.", minimum=1)
     save_total_limit: int | None = option(None, help="Keep only this many checkpoints.", minimum=1)
-    save_only_model: bool = option(False, help="Write checkpoints without what resuming needs.")
+    save_only_model: bool = option(False, help="Write checkpoints without what resuming needs; no run can continue from them.")
     resume_from_checkpoint: bool | str | None = option(
         None, help="true: continue from the newest checkpoint; a folder: from that one.", path=True
     )
