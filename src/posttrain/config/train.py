@@ -61,7 +61,9 @@ class TrainConfig:
     save_strategy: Literal["no", "steps", "epoch"] = option("steps", help="When checkpoints are written.")
     save_steps: int = option(500, help="Steps between checkpoints.", minimum=1)
     save_total_limit: int | None = option(None, help="Keep only this many checkpoints.", minimum=1)
-    save_only_model: bool = option(False, help="Write checkpoints without what resuming needs; no run can continue from them.")
+    save_only_model: bool = option(
+        False, help="Write checkpoints without what resuming needs; no run can continue from them."
+    )
     resume_from_checkpoint: bool | str | None = option(
         None, help="true: continue from the newest checkpoint; a folder: from that one.", path=True
     )
