@@ -19,9 +19,15 @@ def stepped():
     return optimizer, {"weight": parameter}
 
 
+def write_all(folder) -> None:
+    optimizer, parameters = stepped()
+    state.write_weights(folder, parameters)
+    state.write(folder, optimizer, parameters, {"step": 1})
+
+
 def test_the_whole_state_lies_where_the_parameter_does(tmp_path) -> None:
     """Also the step count, which a fused optimizer wants on the GPU; the meta device stands in for one here."""
-    state.write(tmp_path, *stepped(), {"step": 1})
+    write_all(tmp_path)
     parameter = nn.Parameter(torch.ones(2, 2, device="meta"))
     optimizer = torch.optim.AdamW([parameter])
     assert state.read(tmp_path, optimizer, {"weight": parameter}) == {"step": 1}
@@ -36,7 +42,7 @@ def test_the_whole_state_lies_where_the_parameter_does(tmp_path) -> None:
 def test_files_have_the_mode_of_any_other_file(tmp_path) -> None:
     before = os.umask(0o022)
     try:
-        state.write(tmp_path, *stepped(), {"step": 1})
+        write_all(tmp_path)
     finally:
         os.umask(before)
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o644}
