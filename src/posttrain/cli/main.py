@@ -52,8 +52,8 @@ def _prepare_process() -> None:
     """Settings that the libraries read when they are imported; what the user has set stays."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # OpenMP threads spin for long while they wait, which stalls them beside other work; not spinning at all is slow
-    # too. SFT of SmolLM2-135M on two idle cores: 388 tokens/s as they are, 383 so, 256 with OMP_WAIT_POLICY=passive.
+    # OpenMP threads that spin for long while they wait stall each other beside other work; threads that do not spin
+    # at all train at 0.73 of this speed (benchmarks/cpu_settings.py).
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     for stream in (sys.stdout, sys.stderr):

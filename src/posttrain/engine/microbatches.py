@@ -10,7 +10,7 @@ from posttrain.types import Batch, PreferenceBatch
 
 B = TypeVar("B", bound=Batch)
 
-# Two CPU cores are as fast on 512 rows as on 1024 (SmolLM2-135M, LoRA: 231 against 214 tokens/s) in 3.1 GB, not 4.9.
+# On two CPU cores 1024 is 7 % faster and takes a quarter more memory, 256 9 % slower (benchmarks/cpu_settings.py).
 DEFAULT_MAX_TOKENS = 512
 
 
