@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from posttrain.models.forward import is_packed
 from posttrain.models.heads import ScalarHead
 from posttrain.models.lineage import fingerprint, read_lineage
 from posttrain.models.load import load_tokenizer
+from posttrain.models.roles import Costume
 from posttrain.types import Role
 
 ROWS = [[1, 50, 60, 70, 80, 90, 100, 110, 120, 2], [1, 50, 60, 70, 80, 90, 100, 110, 130, 131, 2], [1, 200, 201]]
@@ -201,6 +203,22 @@ def test_a_critic_adapter_starts_from_the_rewards_scores(ppo, trained, batch) ->
 
 def test_a_value_head_starts_at_zero(ppo, batch) -> None:
     assert says(ppo(critic="value_head"), Role.CRITIC, batch).abs().max() == 0
+
+
+@pytest.mark.parametrize("critic", ["value_head", "adapter"])
+def test_a_reward_that_is_no_model_has_no_role(tiny_config, tiny_llama, trained, batch, critic, tmp_path) -> None:
+    keys = {"reward_model": "unused", "adapter_name_or_path": str(trained / "sft"), "critic": critic}
+    config = tiny_config("ppo", tmp_path / "out", **keys)
+    config = dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, reward_model=None))
+    assembly = online_assembly(config)
+    expected = plain_logprobs(plain(tiny_llama, trained / "sft"), batch)
+    close(says(assembly, Role.REFERENCE, batch), expected)
+    close(says(assembly, Role.ACTOR, batch), expected)
+    assert says(assembly, Role.CRITIC, batch).abs().max() == 0
+    assert set(assembly.roles.costumes) == {Role.ACTOR, Role.REFERENCE, Role.CRITIC}
+    trained_by = {"value_head": "actor", "adapter": "critic"}[critic]
+    assert assembly.roles.costumes[Role.CRITIC] == Costume(wears=(trained_by,), head="value", trains=trained_by)
+    assert set(assembly.roles.heads) == {"value"}
 
 
 @pytest.fixture

@@ -147,6 +147,7 @@ def offline_assembly(config: RunConfig) -> Assembly:
 def online_assembly(config: RunConfig) -> Assembly:
     """The four roles of PPO over one backbone; see the role table in the design page.
 
+    Without ``reward_model`` there is no reward role, and a critic of its own starts from the actor's parents.
     Where the reward adapter stands on the base and ``model_name_or_path`` is that base merged with an SFT adapter by
     us, the base is what is loaded: actor and reference wear the SFT adapter, the reward what it was trained on.
 
@@ -159,35 +160,33 @@ def online_assembly(config: RunConfig) -> Assembly:
             f"stage {method.stage} with finetuning_type: {method.finetuning_type} needs separate models for each "
             "role; train it with finetuning_type: lora, where four roles share one backbone."
         )
-    reward_links = chain([_adapter_folder(config)])
-    if reward_links[-1].files.head is None:
-        raise UserError(
-            f"reward_model: {reward_links[-1].folder} has no reward head (value_head.safetensors). Give the folder "
-            "that stage rm wrote; an adapter alone cannot score."
-        )
+    reward_links = _reward_links(config)
     common = _common_backbone(config, reward_links)
     backbone, mark, actor_links = common.backbone, common.mark, common.actor_links
     notes = precision(config, device())[1] + common.notes
     notes += common.check(reward_links, key="reward_model", allow_mismatch=ppo.allow_mismatch)
-    shared = common_prefix((actor_links, reward_links[:-1]))
+    shared = common_prefix((actor_links, reward_links[:-1])) if reward_links else len(actor_links)
     _wear_for_good(backbone, actor_links[:shared])
     actor_parents = _put_on(backbone, actor_links[shared:], "parent")
-    reward_wears = _put_on(backbone, reward_links[shared:-1], "reward_parent")
-    add_adapter(backbone, "reward", reward_links[-1].files.config, reward_links[-1].files.state)
+    critic_parents = actor_parents
+    if reward_links:
+        critic_parents = (*_put_on(backbone, reward_links[shared:-1], "reward_parent"), "reward")
+        add_adapter(backbone, "reward", reward_links[-1].files.config, reward_links[-1].files.state)
     own_config = _own_config(config, backbone)
     add_adapter(backbone, "actor", own_config, seed=config.train.seed)
     costumes = {
         Role.REFERENCE: Costume(wears=actor_parents, head="lm_head"),
         Role.ACTOR: Costume(wears=(*actor_parents, "actor"), head="lm_head", trains="actor"),
-        Role.REWARD: Costume(wears=(*reward_wears, "reward"), head="score"),
     }
     width = int(backbone.config.get_text_config().hidden_size)
-    heads = {"score": ScalarHead.load(reward_links[-1].folder, width), "value": ScalarHead(width, "value")}
+    heads = {"value": ScalarHead(width, "value")}
+    if reward_links:
+        costumes[Role.REWARD] = Costume(wears=critic_parents, head="score")
+        heads["score"] = ScalarHead.load(reward_links[-1].folder, width)
     if ppo.critic == "adapter":
         add_adapter(backbone, "critic", own_config, seed=config.train.seed)
-        wears = (*reward_wears, "reward", "critic")
-        costumes[Role.CRITIC] = Costume(wears=wears, head="value", trains="critic")
-        heads["value"] = heads["score"].rescaled(1.0, 0.0)
+        costumes[Role.CRITIC] = Costume(wears=(*critic_parents, "critic"), head="value", trains="critic")
+        heads["value"] = heads["score"].rescaled(1.0, 0.0) if reward_links else heads["value"]
     else:
         costumes[Role.CRITIC] = Costume(wears=(*actor_parents, "actor"), head="value", trains="actor")
     heads = {name: head.to(device()) for name, head in heads.items()}
@@ -283,6 +282,8 @@ def _common_backbone(config: RunConfig, reward_links: Sequence[Link]) -> _Common
 
 def _stands_on_base(links: Sequence[Link], base: Backbone, mark: str, name: str, folder: Path) -> bool:
     """Whether a reward chain was trained on ``base``, from which the model ``name`` (``mark``) was merged."""
+    if not links:
+        return False
     recorded = base_of(links)
     if recorded is not None:
         return recorded.base.fingerprint == base.fingerprint != mark
@@ -292,10 +293,17 @@ def _stands_on_base(links: Sequence[Link], base: Backbone, mark: str, name: str,
     return names_model(named, base.name_or_path, base.name_or_path)
 
 
-def _adapter_folder(config: RunConfig) -> str:
+def _reward_links(config: RunConfig) -> tuple[Link, ...]:
+    """The reward adapter on its parents; () where the reward is no model."""
     if config.ppo.reward_model is None:
-        raise UserError("stage ppo needs reward_model: the folder that stage rm wrote")
-    return config.ppo.reward_model
+        return ()
+    links = chain([config.ppo.reward_model])
+    if links[-1].files.head is None:
+        raise UserError(
+            f"reward_model: {links[-1].folder} has no reward head (value_head.safetensors). Give the folder "
+            "that stage rm wrote; an adapter alone cannot score."
+        )
+    return links
 
 
 def _named(key: str, links: Sequence[Link]) -> tuple[tuple[str, Path, Lineage | None], ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -14,7 +15,7 @@ from posttrain.data.batches import collate, collate_pairs, lengths_of
 from posttrain.data.template import pad_token_id
 from posttrain.errors import UserError
 from posttrain.models.forward import is_packed
-from posttrain.rewards import RoleReward
+from posttrain.rewards import Reward, RoleReward, SqlExecutionReward
 from posttrain.rollout import SamplingParams, SlotSampler
 from posttrain.train import offline, online
 from posttrain.train.experience import sequence_kl
@@ -96,7 +97,7 @@ class OnlineStage:
             engine=parts.engine,
             algorithm=algorithm,
             sampler=SlotSampler(roles.backbone, num_slots=config.ppo.num_rollout_slots),
-            reward=RoleReward(parts.engine.scores),
+            reward=make_reward(parts),
             tokenizer=parts.tokenizer,
             prompts=parts.splits.train,
             num_prompts=rows * config.ppo.ppo_buffer_size // algorithm.group_size,
@@ -121,6 +122,8 @@ class OnlineStage:
         """A critic that starts from the reward head is put on the scale of the normalised rewards."""
         roles = self._parts.assembly.roles
         starts_from_reward = roles.costumes[Role.CRITIC].wears != roles.costumes[Role.ACTOR].wears
+        if Role.REWARD not in roles.costumes:
+            return
         if not (starts_from_reward and self._algorithm.normalize_rewards) or batch.rewards is None:
             return
         seen = with_rewards(AlgorithmState(), batch.rewards)
@@ -144,6 +147,19 @@ class OnlineStage:
         names = ("prompt", "completion", "reward", "kl", "response_length", "ended")
         rows = [{"step": iteration, **dict(zip(names, row, strict=True))} for row in columns]
         self._parts.directory.append_jsonl("completions.jsonl", *rows)
+
+
+def make_reward(parts: Parts) -> Reward:
+    """Where completions get their reward: the reward role, or the database."""
+    config = parts.config
+    if config.ppo.reward_funcs is None:
+        return RoleReward(parts.engine.scores)
+    limits = config.evaluate
+    return SqlExecutionReward(
+        Path(limits.database_dir or config.data.dataset_dir),
+        time_limit_s=limits.sql_time_limit,
+        row_limit=limits.sql_row_limit,
+    )
 
 
 def sampling_params(parts: Parts) -> SamplingParams:
