@@ -6,7 +6,7 @@ from posttrain.data.formats import Message
 from posttrain.data.sources import read_rows
 from posttrain.errors import UserError
 from posttrain.evaluate.completions import Completed
-from posttrain.evaluate.sql_task import database, score
+from posttrain.evaluate.sql_task import score
 
 NOTHING = "SELECT 1 WHERE 0"
 
@@ -78,14 +78,6 @@ def test_confidence_sets_the_width(eval_config, sql_data, prompts):
         for level in (0.5, 0.99)
     )
     assert narrow["execution_accuracy_interval"][1] < wide["execution_accuracy_interval"][1]
-
-
-def test_databases_are_found_in_their_folder_or_the_datasets(eval_config, sql_data, prompts):
-    file = prompts[0].extras["db"]
-    beside = eval_config(dataset_dir=str(sql_data))
-    within = eval_config(database_dir=str((sql_data / file).parent))
-    assert database(beside, prompts[0], 1) == sql_data / file
-    assert database(within, prompts[0], 1) == sql_data / file
 
 
 @pytest.mark.parametrize(("column", "words"), [("db", "no column `db`"), ("output", "no reference SQL")])

@@ -59,6 +59,11 @@ class PPOConfig:
     """Stage ppo: the reward, the penalty for leaving the reference, and the two clipped losses."""
 
     reward_model: str | None = option(None, help="Folder of the reward model that stage rm wrote.", path=True)
+    reward_funcs: Literal["sql_execution"] | None = option(
+        None,
+        help="A reward that needs no model. sql_execution runs the completion on the database that its row names: 1 "
+        "for the rows of the reference, 0.2 for SQL that runs, else 0.",
+    )
     reward_model_type: Literal["lora", "full", "api"] = option(
         "lora", help="Only `lora`: the reward is an adapter and a head on the shared backbone."
     )

@@ -88,12 +88,14 @@ def _adapters(config: RunConfig) -> Iterator[Finding]:
 def _ppo(config: RunConfig) -> Iterator[Finding]:
     if config.method.stage != "ppo":
         return
-    if not config.ppo.reward_model:
+    if not (config.ppo.reward_model or config.ppo.reward_funcs):
         yield (
             "reward_model",
             "`reward_model` is missing: stage ppo needs the folder that stage rm wrote; add a line such as "
-            "`reward_model: runs/rm`",
+            "`reward_model: runs/rm` (or `reward_funcs: sql_execution`, where a database says what is right)",
         )
+    if config.ppo.reward_model and config.ppo.reward_funcs:
+        yield "reward_funcs", "`reward_funcs` and `reward_model` both say what a completion is worth; keep one"
     if config.method.finetuning_type != "lora":
         yield (
             "finetuning_type",

@@ -11,16 +11,15 @@ from typing import Any
 
 from posttrain.config import RunConfig
 from posttrain.data.encode import EncodedPrompt
-from posttrain.errors import UserError
 from posttrain.evaluate.completions import Completed
 from posttrain.evaluate.intervals import bootstrap_interval, paired_difference_interval, wilson_interval
 from posttrain.evaluate.sql import SqlReport, score_sql
+from posttrain.rewards.sql.columns import database, reference_sql
 
 Progress = Callable[[str, int, int], None]
 
 GROUPS = ("language", "kind", "hardness")
 """Columns of a row by which the scores are broken down."""
-_GOLD = ("gold", "output", "reference")
 
 
 def score(
@@ -40,8 +39,9 @@ def score(
     Raises:
         UserError: a column or a database is missing.
     """
-    golds = [_gold(prompt, number) for number, prompt in enumerate(prompts, start=1)]
-    dbs = [database(config, prompt, number) for number, prompt in enumerate(prompts, start=1)]
+    folder = Path(config.evaluate.database_dir or config.data.dataset_dir)
+    golds = [reference_sql(prompt.extras, number) for number, prompt in enumerate(prompts, start=1)]
+    dbs = [database(prompt.extras, folder, number) for number, prompt in enumerate(prompts, start=1)]
     groups = {
         name: [str(prompt.extras[name]) for prompt in prompts]
         for name in GROUPS
@@ -62,33 +62,6 @@ def score(
         metrics[name] = _metrics(config, report, answers)
         records += _records(name, prompts, report, answers)
     return metrics, _differences(config, reports, completed), records
-
-
-def database(config: RunConfig, prompt: EncodedPrompt, number: int) -> Path:
-    """The database of a row: its column ``db``, from ``database_dir`` or else the folder of the dataset.
-
-    Raises:
-        UserError: the row has no such column.
-    """
-    if not isinstance(prompt.extras.get("db"), str):
-        raise UserError(
-            f"row {number} of the evaluation data has no column `db` (found: {', '.join(sorted(prompt.extras))}); task "
-            "sql needs the SQLite file that the question is about"
-        )
-    written = Path(prompt.extras["db"])
-    folder = Path(config.evaluate.database_dir or config.data.dataset_dir)
-    beside = folder / written.name
-    return beside if beside.is_file() and not (folder / written).is_file() else folder / written
-
-
-def _gold(prompt: EncodedPrompt, number: int) -> str:
-    for name in _GOLD:
-        if isinstance(prompt.extras.get(name), str):
-            return str(prompt.extras[name])
-    raise UserError(
-        f"row {number} of the evaluation data has no reference SQL (looked for the columns {', '.join(_GOLD)}; found: "
-        f"{', '.join(sorted(prompt.extras))})"
-    )
 
 
 def _metrics(config: RunConfig, report: SqlReport, answers: Completed) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import UserError
-from posttrain.evaluate.bounded import MAX_ARGUMENT, LimitError, replace_slow_functions
+from posttrain.rewards.sql.bounded import MAX_ARGUMENT, LimitError, replace_slow_functions
 
 Row = tuple[Any, ...]
 

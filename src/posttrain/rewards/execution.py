@@ -1,0 +1,62 @@
+"""The database as the reward: a completion is worth what its SQL gives when it is run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from posttrain.errors import UserError
+from posttrain.rewards.sql.columns import database, reference_sql
+from posttrain.rewards.sql.compare import extract_sql, is_ordered, same_result
+from posttrain.rewards.sql.sandbox import Execution, execute
+from posttrain.types import RolloutBatch
+
+RIGHT, RUNS, FAILS = 1.0, 0.2, 0.0
+
+
+class SqlExecutionReward:
+    """1 for SQL that gives the rows of the reference, 0.2 for SQL that runs, 0 for what does not.
+
+    Each prompt's row names its database in the column ``db`` and its reference SQL in ``gold`` or ``output``.
+    Statements are run read-only under limits, as in ``posttrain eval`` with task sql.
+    """
+
+    def __init__(self, folder: Path, *, time_limit_s: float = 2.0, row_limit: int = 10_000) -> None:
+        """Take the limits.
+
+        Args:
+            folder: what the column ``db`` is relative to. time_limit_s, row_limit: of one statement.
+        """
+        self._folder = folder
+        self._limits: dict[str, Any] = {"time_limit_s": time_limit_s, "row_limit": row_limit}
+        self._references: dict[tuple[Path, str], Execution] = {}
+
+    def __call__(self, batch: RolloutBatch) -> Tensor:
+        """[B] rewards.
+
+        Raises:
+            UserError: a row without database or reference, or a reference that does not run.
+        """
+        rows = zip(batch.extras, batch.completions, strict=True)
+        rewards = [self._reward(row, completion, number) for number, (row, completion) in enumerate(rows, start=1)]
+        return torch.tensor(rewards, dtype=torch.float32, device=batch.input_ids.device)
+
+    def _reward(self, row: Mapping[str, Any], completion: str, number: int) -> float:
+        path, reference = database(row, self._folder, number), extract_sql(reference_sql(row, number))
+        result = execute(path, extract_sql(completion), **self._limits)
+        if result.error is not None:
+            return FAILS
+        return RIGHT if same_result(self._expected(path, reference), result, ordered=is_ordered(reference)) else RUNS
+
+    def _expected(self, path: Path, reference: str) -> Execution:
+        key = (path, reference)
+        if key not in self._references:
+            expected = execute(path, reference, **self._limits)
+            if expected.error is not None:
+                raise UserError(f"the reference SQL does not run on {path}: {expected.error}: {reference}")
+            self._references[key] = expected
+        return self._references[key]

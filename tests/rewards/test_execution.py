@@ -1,0 +1,83 @@
+"""The database as the reward."""
+
+import sqlite3
+
+import pytest
+import torch
+
+from posttrain.errors import UserError
+from posttrain.rewards import SqlExecutionReward
+from posttrain.rewards.sql.columns import database, reference_sql
+from posttrain.types import RolloutBatch
+
+
+@pytest.fixture
+def folder(tmp_path):
+    connection = sqlite3.connect(tmp_path / "shop.sqlite")
+    connection.execute("CREATE TABLE item (name TEXT, price INT)")
+    connection.executemany("INSERT INTO item VALUES (?, ?)", [("pen", 2), ("cup", 5), ("mat", 9)])
+    connection.commit()
+    connection.close()
+    return tmp_path
+
+
+def batch(completions, row):
+    size = len(completions)
+    return RolloutBatch(
+        input_ids=torch.zeros(size, 3, dtype=torch.long),
+        attention_mask=torch.ones(size, 3, dtype=torch.bool),
+        loss_mask=torch.ones(size, 3, dtype=torch.bool),
+        logprobs=torch.zeros(size, 3),
+        ended=torch.ones(size, dtype=torch.bool),
+        completions=tuple(completions),
+        extras=(row,) * size,
+    )
+
+
+def test_right_rows_are_worth_more_than_running_and_running_more_than_nothing(folder):
+    row = {"db": "shop.sqlite", "gold": "SELECT name FROM item WHERE price > 4"}
+    answers = [
+        "SELECT name FROM item WHERE price >= 5;",
+        "```sql\nSELECT name FROM item WHERE NOT price < 5\n```",
+        "SELECT name FROM item",
+        "SELECT title FROM item",
+        "The items above four.",
+        "DROP TABLE item",
+    ]
+    rewards = SqlExecutionReward(folder)(batch(answers, row))
+    assert rewards.dtype == torch.float32
+    assert rewards.tolist() == pytest.approx([1.0, 1.0, 0.2, 0.0, 0.0, 0.0])
+    with sqlite3.connect(folder / "shop.sqlite") as connection:
+        assert connection.execute("SELECT COUNT(*) FROM item").fetchone() == (3,)
+
+
+def test_order_counts_where_the_reference_orders(folder):
+    backwards = ["SELECT name FROM item ORDER BY price DESC"]
+    ordered = {"db": "shop.sqlite", "output": "SELECT name FROM item ORDER BY price"}
+    loose = {"db": "shop.sqlite", "output": "SELECT name FROM item"}
+    assert SqlExecutionReward(folder)(batch(backwards, ordered)).tolist() == pytest.approx([0.2])
+    assert SqlExecutionReward(folder)(batch(backwards, loose)).tolist() == [1.0]
+
+
+def test_databases_are_found_in_their_folder_or_beside(folder):
+    assert database({"db": "shop.sqlite"}, folder, 1) == folder / "shop.sqlite"
+    assert database({"db": "databases/shop.sqlite"}, folder, 1) == folder / "shop.sqlite"
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"gold": "SELECT 1"}, "row 1 .*no column `db`"),
+        ({"db": "shop.sqlite", "text": "x"}, "row 1 .*no reference SQL"),
+        ({"db": "shop.sqlite", "gold": "SELECT nothing FROM item"}, "reference SQL does not run"),
+        ({"db": "elsewhere.sqlite", "gold": "SELECT 1"}, "no such database file"),
+    ],
+)
+def test_rows_that_cannot_be_judged_are_named(folder, row, words):
+    with pytest.raises(UserError, match=words):
+        SqlExecutionReward(folder)(batch(["SELECT 1"], row))
+
+
+def test_the_reference_is_the_first_known_column():
+    assert reference_sql({"reference": "c", "output": "b", "gold": "a"}, 1) == "a"
+    assert reference_sql({"reference": "c", "output": None}, 1) == "c"
