@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
@@ -22,16 +24,20 @@ Kind = Literal["score", "value"]
 
 FILE = "value_head.safetensors"
 _OWN = ("v_head.summary.weight", "v_head.summary.bias")
-_SCORE = ("score.weight", "score.bias")
-_PEFT = ("base_model.model.score.weight", "base_model.model.score.bias")
-_PLACES: tuple[tuple[str, tuple[str, str]], ...] = (
-    (FILE, _OWN),
-    ("value_head.bin", _OWN),
-    ("adapter_model.safetensors", _PEFT),
-    ("adapter_model.bin", _PEFT),
-    ("model.safetensors", _SCORE),
-    ("model.safetensors.index.json", _SCORE),
-)
+# value heads have files of their own; a sequence classifier keeps its head among the weights, peft under its prefix
+_ALONE = r"(?P<module>v_head\.summary|summary)"
+_PEFT = r"(?:base_model\.model\.)?(?P<module>score)(?:\.modules_to_save(?:\.[^.]+)?)?"
+_INSIDE = r"(?:module\.)?(?:pretrained_model\.)?(?P<module>score|v_head\.summary|value_fn)"
+_PLACES = {
+    FILE: _ALONE,
+    "value_head.bin": _ALONE,
+    "adapter_model.safetensors": _PEFT,
+    "adapter_model.bin": _PEFT,
+    "model.safetensors": _INSIDE,
+    "model.safetensors.index.json": _INSIDE,
+    "pytorch_model.bin": _INSIDE,
+    "pytorch_model.bin.index.json": _INSIDE,
+}
 
 
 class ScalarHead(nn.Module):
@@ -96,11 +102,7 @@ class ScalarHead(nn.Module):
         """
         head = find_head(folder, kind=kind)
         if head is None:
-            raise UserError(
-                f"{folder} has no score head: none of {', '.join(name for name, _ in _PLACES[:5])} in it holds one. "
-                "Point to the output folder of a reward stage; if the head was left behind when the adapter was "
-                "copied, copy value_head.safetensors too."
-            )
+            raise no_head(folder)
         if head.hidden_size != hidden_size:
             raise UserError(
                 f"{folder}: its head is for a model of hidden size {head.hidden_size}, the model at hand has "
@@ -117,29 +119,73 @@ class ScalarHead(nn.Module):
         return self
 
 
+@dataclass(frozen=True, kw_only=True)
+class FoundHead:
+    """The weights of a head in a file.
+
+    Attributes:
+        path: the file. module: what the layer is called there: v_head.summary, summary, score or value_fn.
+        weight: [1, D]. bias: [1], or None.
+    """
+
+    path: Path
+    module: str
+    weight: Tensor
+    bias: Tensor | None
+
+    def head(self, kind: Kind = "score") -> ScalarHead:
+        """As a module in float32."""
+        return _filled(self.weight, torch.zeros(1) if self.bias is None else self.bias, kind)
+
+    def agrees(self, other: FoundHead) -> bool:
+        """Whether both say the same."""
+        mine, others = self.head(), other.head()
+        return torch.equal(mine.weight, others.weight) and torch.equal(mine.bias, others.bias)
+
+
 def find_head(folder: str | Path, *, kind: Kind = "score") -> ScalarHead | None:
-    """The head in ``folder``; None when there is none.
+    """The first head in ``folder``, see ``find_heads``; None when there is none."""
+    found = next(iter(find_heads(folder)), None)
+    return None if found is None else found.head(kind)
+
+
+def find_heads(folder: str | Path) -> Iterator[FoundHead]:
+    """Every head in ``folder``.
 
     Read in this order: ``value_head.safetensors`` and ``value_head.bin`` (ours and LLaMA-Factory's,
-    ``v_head.summary.*``), a peft SEQ_CLS adapter (``base_model.model.score.*``), a sequence classifier (``score.*``).
+    ``v_head.summary.*``), a peft SEQ_CLS adapter (``base_model.model.score.*``), the weights of a whole model (the
+    ``score.*`` of a sequence classifier, ``v_head.summary.*``, ``value_fn.*``).
 
     Raises:
         UserError: a file is damaged, or the head has more than one output.
     """
-    for file, (weight_name, bias_name) in _PLACES:
+    for file, module in _PLACES.items():
         path = Path(folder) / file
         if not path.is_file():
             continue
-        tensors = _read(path, (weight_name, bias_name))
-        weight = tensors.get(weight_name)
-        if weight is None:
-            continue
-        if weight.dim() != 2 or weight.shape[0] != 1:
-            raise UserError(
-                f"{path}: {weight_name} has shape {tuple(weight.shape)}; a head has one output, [1, hidden size]."
-            )
-        return _filled(weight, tensors.get(bias_name, torch.zeros(1)), kind)
-    return None
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in _read(path, re.compile(module + r"\.(?P<leaf>weight|bias)")):
+            parts.setdefault(name["module"], {})[name["leaf"]] = tensor
+        for module_name, leaves in parts.items():
+            weight = leaves.get("weight")
+            if weight is None:
+                continue
+            if weight.dim() != 2 or weight.shape[0] != 1:
+                raise UserError(
+                    f"{path}: {module_name}.weight has shape {tuple(weight.shape)}; a head that scores has one output, "
+                    "[1, hidden size]: train a classifier with num_labels 1."
+                )
+            yield FoundHead(path=path, module=module_name, weight=weight, bias=leaves.get("bias"))
+
+
+def no_head(folder: str | Path) -> UserError:
+    """That ``folder`` has none, what was looked for, and what to do."""
+    files = ", ".join(name for name in _PLACES if not name.endswith(".index.json"))
+    return UserError(
+        f"{folder} has no score head: none of {files} in it holds one (v_head.summary, score or value_fn). "
+        "Point to the output folder of a reward stage; if the head was left behind when the folder was "
+        "copied, copy value_head.safetensors too."
+    )
 
 
 def _filled(weight: Tensor, bias: Tensor, kind: Kind) -> ScalarHead:
@@ -152,17 +198,44 @@ def _filled(weight: Tensor, bias: Tensor, kind: Kind) -> ScalarHead:
     return head
 
 
-def _read(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
-    """Those of ``names`` that ``path`` holds."""
+def read_bin(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that torch.save wrote, left on the disk until they are used; no code in it is run.
+
+    Raises:
+        UserError: it is damaged, or holds anything else.
+    """
+    try:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # the format before torch 1.6 cannot be mapped
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(state, dict) and all(isinstance(tensor, Tensor) for tensor in state.values()):
+            return state
+        problem = f"it holds {type(state).__name__}, not named tensors"
+    except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError) as error:
+        problem = first_line(error)
+    raise UserError(
+        f"{path} is damaged or holds more than tensors, which only running code from it could read ({problem}): copy "
+        "it again, or, where you trust it, load it with torch.load(..., weights_only=False) once and write its "
+        f"state_dict with safetensors.torch.save_file as {path.stem}.safetensors."
+    )
+
+
+def _read(path: Path, wanted: re.Pattern[str]) -> list[tuple[re.Match[str], Tensor]]:
+    """The tensors in ``path`` whose names match."""
+
+    def matching(names: Iterable[str]) -> list[re.Match[str]]:
+        return [match for name in names if (match := wanted.fullmatch(name))]
+
+    if path.suffix == ".bin":
+        state = read_bin(path)
+        return [(match, state[match[0]]) for match in matching(state)]
     try:
         if path.name.endswith(".index.json"):
             shards = read_json(path).get("weight_map", {})
-            return {n: _read(path.parent / shards[n], (n,))[n] for n in names if n in shards}
-        if path.suffix == ".bin":
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            return {name: state[name] for name in names if name in state}
+            files = dict.fromkeys(path.parent / shards[match[0]] for match in matching(shards))
+            return [pair for file in files for pair in _read(file, wanted)]
         with safe_open(path, framework="pt") as file:
-            held = set(file.keys())
-            return {name: file.get_tensor(name) for name in names if name in held}
-    except (SafetensorError, pickle.UnpicklingError, OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
+            return [(match, file.get_tensor(match[0])) for match in matching(file.keys())]
+    except (SafetensorError, OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
         raise UserError(f"{path} is damaged or incomplete ({first_line(error)}). Copy it again.") from error

@@ -7,7 +7,7 @@ import importlib
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -117,6 +117,8 @@ def load_causal_lm(
     device: str | torch.device = "cpu",
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
+    key_mapping: Mapping[str, str] | None = None,
+    trunk_only: bool = False,
 ) -> PreTrainedModel:
     """A causal language model from a local folder, in evaluation mode; logs a note when ``dtype`` cannot be had.
 
@@ -126,6 +128,8 @@ def load_causal_lm(
         device: where to put it.
         attn_implementation: name of a registered attention function; None is the library's choice.
         trust_remote_code: run Python code that the folder brings.
+        key_mapping: pattern -> replacement, for weights that the folder keeps under names of its own.
+        trunk_only: the output head is not wanted: it shares the embedding's weights, and may be missing.
 
     Raises:
         UserError: the folder is missing, is an adapter, is no causal language model, or lacks weights.
@@ -138,6 +142,10 @@ def load_causal_lm(
     if note:
         logger.warning(note)
     options: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    if key_mapping:
+        options["key_mapping"] = dict(key_mapping)
+    if trunk_only:
+        options["tie_word_embeddings"] = True
     try:
         with quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -151,7 +159,7 @@ def load_causal_lm(
     except Exception as error:  # configuration, architecture and weight files fail with classes of their own
         raise UserError(f"{folder} cannot be loaded as a causal language model: {first_line(error)}") from error
     model: PreTrainedModel = loaded[0]
-    missing = sorted(loaded[1]["missing_keys"])
+    missing = sorted(set(loaded[1]["missing_keys"]) - (_output_head(model) if trunk_only else set()))
     if missing:
         raise UserError(
             f"{folder} lacks {len(missing)} of the weights of a causal language model, among them {missing[0]}. "
@@ -159,6 +167,13 @@ def load_causal_lm(
         )
     model.to(torch.device(device))  # type: ignore[arg-type]
     return model
+
+
+def _output_head(model: PreTrainedModel) -> set[str]:
+    """Names of the output head's parameters."""
+    head = model.get_output_embeddings()
+    place = next((name for name, module in model.named_modules() if module is head), None)
+    return set() if place is None else {f"{place}.{name}" for name, _ in head.named_parameters()}
 
 
 def check_model_folder(folder: Path) -> None:
