@@ -86,7 +86,7 @@ def test_a_finished_run_is_neither_replaced_nor_continued_unasked(run):
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"total_steps": null}'])
 def test_results_that_say_no_steps_are_no_finish(run, text):
     finish(run)
-    (run.path / "train_results.json").write_text(text, encoding="utf-8")
+    (run.path / "all_results.json").write_text(text, encoding="utf-8")
     assert not run.finished
 
 

@@ -92,9 +92,7 @@ def test_resumed_is_uninterrupted_bit_for_bit(start, tmp_path, case) -> None:
     last = f"checkpoint-{results['total_steps']}"
     assert results["total_steps"] >= 3
     assert_same_bits(tmp_path / "whole" / last, tmp_path / "cut" / last)
-    states = [json.loads((tmp_path / run / last / "trainer_state.json").read_text("utf-8")) for run in ("whole", "cut")]
-    for state in states:
-        state.pop("computed_seconds")
+    states = [(tmp_path / run / last / "trainer_state.json").read_bytes() for run in ("whole", "cut")]
     assert states[0] == states[1]
     for name in ("trainer_log.jsonl", "completions.jsonl"):
         assert timeless(tmp_path / "whole", name) == timeless(tmp_path / "cut", name)

@@ -2,5 +2,6 @@
 
 from posttrain.engine.engine import Engine, NonFiniteError
 from posttrain.engine.optimizer import OptimizerSettings
+from posttrain.engine.state import DamagedError
 
-__all__ = ["Engine", "NonFiniteError", "OptimizerSettings"]
+__all__ = ["DamagedError", "Engine", "NonFiniteError", "OptimizerSettings"]

@@ -19,6 +19,8 @@ from posttrain.models.saving import share
 WEIGHTS = "trainer_weights.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 COUNTERS = "trainer_state.json"
+CLOCK = "clock.json"
+_CLOCKS = ("computed_seconds",)  # these differ from run to run, so they lie apart from what must not
 
 
 def write_weights(folder: Path, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -30,14 +32,17 @@ def write_weights(folder: Path, parameters: Mapping[str, nn.Parameter]) -> None:
 def write(
     folder: Path, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], counters: Mapping[str, Any]
 ) -> None:
-    """Write optimizer moments (under the parameter's name) and counters into ``folder``."""
+    """Write optimizer moments (under the parameter's name) and counters into ``folder``; clocks in a third file."""
     moments: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
         for key, value in optimizer.state.get(parameter, {}).items():
             moments[f"{name}|{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
     save_file(moments, folder / OPTIMIZER)
     share(folder / OPTIMIZER)
-    (folder / COUNTERS).write_text(json.dumps(dict(counters), indent=2), encoding="utf-8")
+    kinds = {COUNTERS: counters.keys() - set(_CLOCKS), CLOCK: counters.keys() & set(_CLOCKS)}
+    for file, names in kinds.items():
+        values = {name: value for name, value in counters.items() if name in names}
+        (folder / file).write_text(json.dumps(values, indent=2), encoding="utf-8")
 
 
 def read(folder: Path, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Any]:
@@ -53,10 +58,8 @@ def read(folder: Path, optimizer: torch.optim.Optimizer, parameters: Mapping[str
         if parameter is None or (moment != "step" and value.shape != parameter.shape):
             raise unreadable(folder / OPTIMIZER, ValueError(f"{key} is of no weight that trains"))
         optimizer.state[parameter][moment] = value.to(parameter.device)  # the fused optimizer's step count too
-    try:
-        return dict(json.loads((folder / COUNTERS).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise unreadable(folder / COUNTERS, error) from error
+    clocks = _counters(folder / CLOCK) if (folder / CLOCK).is_file() else {}
+    return clocks | _counters(folder / COUNTERS)
 
 
 def read_weights(folder: Path, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -85,12 +88,20 @@ def read_weights(folder: Path, parameters: Mapping[str, nn.Parameter]) -> None:
             parameter.copy_(weights[name])
 
 
-def unreadable(path: Path, error: Exception) -> UserError:
-    """The error for a file of a checkpoint that is missing, damaged, or of another program."""
-    return UserError(
-        f"{path} cannot be read as part of a checkpoint ({type(error).__name__}: {first_line(error)}). Continue from "
-        "another checkpoint (resume_from_checkpoint: folder), or start afresh with overwrite_output_dir: true."
-    )
+class DamagedError(UserError):
+    """A file of a checkpoint that is missing, damaged, or of another program; says which, not what to do."""
+
+
+def unreadable(path: Path, error: Exception) -> DamagedError:
+    """The error for such a file."""
+    return DamagedError(f"{path} cannot be read as part of a checkpoint ({type(error).__name__}: {first_line(error)}).")
+
+
+def _counters(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise unreadable(path, error) from error
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

@@ -49,11 +49,17 @@ def flush_tree(folder: Path) -> None:
     """Ask the disk for every byte below ``folder``: a rename must not overtake the data."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
+            flush_file(path)
         else:
             flush_folder(path)
     flush_folder(folder)
+
+
+def flush_file(path: Path) -> None:
+    """Ask the disk for the bytes of a file; what is not there is no error."""
+    if path.is_file():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
 
 
 def flush_folder(folder: Path) -> None:

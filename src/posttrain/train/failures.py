@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from posttrain.engine import NonFiniteError
-from posttrain.errors import RunError
+from posttrain.engine import DamagedError, NonFiniteError
+from posttrain.errors import RunError, UserError
 from posttrain.train.run_directory import RunDirectory
 
 # How torch's allocators of CPU and GPU, and the system, say it where they raise no type of their own.
@@ -32,6 +33,19 @@ def explained(directory: RunDirectory) -> Iterator[None]:
             "gradient_checkpointing: true; a smaller cutoff_len, max_new_tokens or num_rollout_slots helps too. "
             f"{directory.way_back()}"
         ) from error
+
+
+@contextmanager
+def reading(checkpoint: Path, directory: RunDirectory) -> Iterator[None]:
+    """Around everything that reads a checkpoint.
+
+    Raises:
+        UserError: a file of it that is damaged; names the checkpoint to use instead.
+    """
+    try:
+        yield
+    except DamagedError as error:
+        raise UserError(f"{error} {directory.way_around(checkpoint)}") from error
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from posttrain.config import TrainConfig
-from posttrain.errors import UserError
+from posttrain.engine import DamagedError
 from posttrain.train.checkpoints import NAME, checkpoint_step
 from posttrain.train.metrics import Meter, MetricsLog
 from posttrain.train.progress import Progress
@@ -178,8 +178,7 @@ class Monitor:
             }
             (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
 
-        keep = self.best.step if self._config.load_best_model_at_end or self._config.save_total_limit else None
-        self._directory.save_checkpoint(step, write, total_limit=self._config.save_total_limit, keep=keep)
+        self._directory.save_checkpoint(step, write, total_limit=self._config.save_total_limit, keep=self._kept)
         self._saved = step
 
     def resume(self, folder: Path, step: int) -> None:
@@ -189,7 +188,7 @@ class Monitor:
             folder: a checkpoint. step: that it was written after.
 
         Raises:
-            UserError: if they cannot be read.
+            DamagedError: if they cannot be read.
         """
         try:
             state = json.loads((folder / STATE).read_text(encoding="utf-8"))
@@ -198,12 +197,11 @@ class Monitor:
             self._earlier = Totals(**state.get("totals", {}))
             self._evaluated, self.evaluations = state.get("evaluated"), dict(state.get("evaluations", {}))
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(
-                f"{folder / STATE} cannot be read ({error}). Continue from another checkpoint, or start afresh with "
-                "overwrite_output_dir: true."
-            ) from error
+            raise DamagedError(f"{folder / STATE} cannot be read as part of a checkpoint ({error}).") from error
         if folder.parent.resolve() == self._directory.path.resolve() and NAME.fullmatch(folder.name):
             self._saved = checkpoint_step(folder)
+            if folder == self._directory.latest_checkpoint():  # the run may have been cut off before it came to this
+                self._directory.prune(step, self._config.save_total_limit, self._kept)
         if self._config.load_best_model_at_end and self.best.step is not None:
             best = self._directory.path / f"checkpoint-{self.best.step}"
             if not best.is_dir():
@@ -236,6 +234,11 @@ class Monitor:
             if self._step is not None:
                 self.save(self._step)
             raise KeyboardInterrupt
+
+    @property
+    def _kept(self) -> int | None:
+        """Step of the checkpoint that stays whatever ``save_total_limit`` is."""
+        return self.best.step if self._config.load_best_model_at_end or self._config.save_total_limit else None
 
     def _due(self, step: int, strategy: str, every: int) -> bool:
         if strategy == "epoch":

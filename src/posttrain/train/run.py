@@ -17,7 +17,7 @@ from posttrain.models.assemble import offline_assembly, online_assembly
 from posttrain.models.fetch import resolve_model
 from posttrain.models.load import load_tokenizer
 from posttrain.train.disk import reason
-from posttrain.train.failures import explained
+from posttrain.train.failures import explained, reading
 from posttrain.train.machine import peak_memory_bytes
 from posttrain.train.metrics import TRAINER_LOG, MetricsLog
 from posttrain.train.monitor import Monitor, Totals
@@ -110,7 +110,8 @@ def _run(parts: Parts, notify: Callable[[str], None]) -> dict[str, Any]:
     config, directory, settings = parts.config, parts.directory, parts.config.train
     checkpoint = directory.resume_checkpoint(settings.resume_from_checkpoint)
     if checkpoint is not None:
-        parts.engine.resume(checkpoint)
+        with reading(checkpoint, directory):
+            parts.engine.resume(checkpoint)
     else:
         directory.clear_logs()
     start = parts.steps_done
@@ -139,7 +140,8 @@ def _run(parts: Parts, notify: Callable[[str], None]) -> dict[str, Any]:
             default_metric=stage.default_metric,
         )
         if checkpoint is not None:
-            monitor.resume(checkpoint, start)
+            with reading(checkpoint, directory):
+                monitor.resume(checkpoint, start)
         before = _before(parts, stage, monitor)
         if not monitor.out_of_patience:
             with monitor.interruptible():
@@ -168,7 +170,9 @@ def _last_evaluation(parts: Parts, stage: Stage, monitor: Monitor) -> Mapping[st
         raise
     best = monitor.best.step
     if parts.config.train.load_best_model_at_end and best not in (None, parts.steps_done):
-        parts.engine.load_weights(parts.directory.path / f"checkpoint-{best}")
+        folder = parts.directory.path / f"checkpoint-{best}"
+        with reading(folder, parts.directory):
+            parts.engine.load_weights(folder)
         final = dict(stage.evaluate()) if stage.evaluate else {}
     return final
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shutil
@@ -16,12 +15,13 @@ from typing import Any
 
 from posttrain.errors import RunError, UserError
 from posttrain.train.checkpoints import NAME, checkpoint_step, holds_state, with_state
-from posttrain.train.disk import flush_folder, flush_tree, is_failed_write, plain, reason, remove
+from posttrain.train.disk import flush_file, flush_folder, flush_tree, is_failed_write, plain, reason, remove
+from posttrain.train.log_lines import parsed, until
 
 LOGS = ("trainer_log.jsonl", "completions.jsonl")
-_STEP_KEYS = ("current_steps", "step")
 _TRAIN_RESULTS = "train_results.json"
 _ALL_RESULTS = "all_results.json"
+_MARKS = ("config.yaml", LOGS[0])  # what every run of ours writes before it trains, and no other program both
 _RESULTS = (_TRAIN_RESULTS, _ALL_RESULTS, "eval_results.json")
 _WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
 # All that says what kind of model a folder holds; shards have numbers in their names.
@@ -116,7 +116,8 @@ class RunDirectory:
         if checkpoint is not None and resume is False:
             choices = f"set resume_from_checkpoint: true to continue from {checkpoint.name}, {choices}"
             raise UserError(f"output_dir {folder} already holds an interrupted run: {choices}")
-        if not run.checkpoints() and any((folder / name).exists() for name in _WEIGHTS):
+        holds_model = any((folder / name).exists() for name in _WEIGHTS)
+        if holds_model and not run.checkpoints() and not run._was_ending():
             raise UserError(f"output_dir {folder} already holds a model: {choices}")
 
     @property
@@ -126,11 +127,12 @@ class RunDirectory:
 
     @property
     def finished_steps(self) -> int | None:
-        """``total_steps`` of the run that came to its end here; None when none did."""
-        if not (self.path / _ALL_RESULTS).is_file():
-            return None
+        """``total_steps`` of the run that came to its end here; None when none did.
+
+        Of the file that is written last: the others may be of a longer run that is being added to a finished one.
+        """
         try:
-            return int(self.read_json(_TRAIN_RESULTS)["total_steps"])
+            return int(self.read_json(_ALL_RESULTS)["total_steps"])
         except (UserError, ValueError, KeyError, TypeError):
             return None
 
@@ -153,6 +155,16 @@ class RunDirectory:
         if checkpoints := self.checkpoints():
             return f"The last good checkpoint is {checkpoints[-1].name}, which holds the model only (save_only_model)"
         return "No checkpoint had been written before"
+
+    def way_around(self, damaged: Path) -> str:
+        """One sentence for the end of a message about a checkpoint that cannot be read: what to use instead."""
+        others = [path for path in self.checkpoints() if holds_state(path) and path.resolve() != damaged.resolve()]
+        if NAME.fullmatch(damaged.name):
+            others = [path for path in others if checkpoint_step(path) < checkpoint_step(damaged)]
+        afresh = "start afresh with overwrite_output_dir: true."
+        if not others:
+            return f"There is no older checkpoint to continue from: {afresh}"
+        return f"Continue from the one before it, resume_from_checkpoint: {others[-1]}, or {afresh}"
 
     def resume_checkpoint(self, resume: bool | str | None) -> Path | None:
         """The checkpoint that ``resume_from_checkpoint`` speaks of; None starts afresh.
@@ -197,14 +209,27 @@ class RunDirectory:
         with self._writing(target.name, temporary):
             write(temporary)
             flush_tree(temporary)
+            for name in LOGS:
+                flush_file(self.path / name)
             replaced = self.path / f"{_REPLACED}{target.name}"
             if target.exists():
                 target.rename(replaced)
             temporary.rename(target)
             flush_folder(self.path)
             shutil.rmtree(replaced, ignore_errors=True)
-            self._prune(step, total_limit, keep)
+            self.prune(step, total_limit, keep)
         return target
+
+    def prune(self, step: int, total_limit: int | None, keep: int | None) -> None:
+        """Remove what ``save_checkpoint`` does not keep beside ``checkpoint-{step}``, the latest."""
+        checkpoints = self.checkpoints()
+        doomed = [path for path in checkpoints if checkpoint_step(path) > step]
+        if total_limit is not None:
+            removable = [path for path in checkpoints if checkpoint_step(path) not in (step, keep)]
+            surplus = len(checkpoints) - len(doomed) - max(total_limit, 1)
+            doomed += [path for path in removable if path not in doomed][: max(surplus, 0)]
+        for path in doomed:
+            self._remove_checkpoint(path)
 
     def save_model(self, write: Callable[[Path], None], *, reads: Iterable[str | Path] = ()) -> None:
         """Write the model that a run ends with, whole before any file of an earlier one is touched.
@@ -277,8 +302,7 @@ class RunDirectory:
         path = self.path / name
         if not path.is_file():
             return []
-        rows = (_parsed(line) for line in path.read_text(encoding="utf-8").split("\n"))
-        return [row for row in rows if row is not None]
+        return parsed(path.read_text(encoding="utf-8", errors="replace").split("\n"))
 
     def clear_logs(self) -> None:
         """Remove the logs, for a run that starts afresh where an earlier one never came to a checkpoint."""
@@ -297,9 +321,7 @@ class RunDirectory:
         """
         for name in LOGS:
             if (self.path / name).is_file():
-                rows = [row for row in self.read_jsonl(name) if _row_step(row) <= step]
-                if not evaluated:
-                    rows = [row for row in rows if _row_step(row) < step or not _is_evaluation(row)]
+                rows = until(self.read_jsonl(name), step, evaluated=evaluated)
                 self.write_text(name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
     def _notice(self, resume: bool | str | None) -> str | None:
@@ -315,9 +337,13 @@ class RunDirectory:
                 f"the checkpoints in {self.path} hold the model only (save_only_model), so no run can continue from "
                 "them: starting afresh, and new checkpoints replace them"
             )
-        if resume is True:
+        if resume is True or (resume is None and self._was_ending()):
             return f"no checkpoint in {self.path}: starting afresh"
         return None
+
+    def _was_ending(self) -> bool:
+        """Whether a run without checkpoints was cut off between its last step and the mark of its end."""
+        return not (self.path / _ALL_RESULTS).exists() and all((self.path / n).is_file() for n in _MARKS)
 
     def _remove_leftovers(self) -> None:
         for replaced in self.path.glob(f"{_REPLACED}checkpoint-*"):
@@ -335,6 +361,8 @@ class RunDirectory:
         return [*self.checkpoints(), *(self.path / name for name in names), *self.path.glob("training_*.png")]
 
     def _remove_earlier_run(self) -> None:
+        for path in self.checkpoints():
+            self._remove_checkpoint(path)
         for path in self._earlier_run():
             remove(path)
 
@@ -347,17 +375,10 @@ class RunDirectory:
                     f"the run reads {read}, which overwrite_output_dir: true would remove: give another output_dir"
                 )
 
-    def _prune(self, step: int, total_limit: int | None, keep: int | None) -> None:
-        checkpoints = self.checkpoints()
-        doomed = [path for path in checkpoints if checkpoint_step(path) > step]
-        if total_limit is not None:
-            removable = [path for path in checkpoints if checkpoint_step(path) not in (step, keep)]
-            surplus = len(checkpoints) - len(doomed) - max(total_limit, 1)
-            doomed += [path for path in removable if path not in doomed][: max(surplus, 0)]
-        for path in doomed:
-            # Renamed first: a folder half deleted must not pass for a checkpoint.
-            renamed = path.rename(self.path / f"{_TEMPORARY}{path.name}-removed")
-            shutil.rmtree(renamed, ignore_errors=True)
+    def _remove_checkpoint(self, path: Path) -> None:
+        # Renamed first: a folder half deleted must not pass for a checkpoint.
+        renamed = path.rename(self.path / f"{_TEMPORARY}{path.name}-removed")
+        shutil.rmtree(renamed, ignore_errors=True)
 
     @contextmanager
     def _writing(self, name: str, temporary: Path) -> Iterator[None]:
@@ -375,19 +396,3 @@ class RunDirectory:
 
     def _failed_to_write(self, name: str, error: Exception) -> RunError:
         return RunError(f"could not write {name} in {self.path}: {reason(error)}. Make room there. {self.way_back()}")
-
-
-def _row_step(row: Mapping[str, Any]) -> float:
-    return next((row[key] for key in _STEP_KEYS if key in row), -math.inf)
-
-
-def _is_evaluation(row: Mapping[str, Any]) -> bool:
-    return any(name.startswith("eval_") for name in row)
-
-
-def _parsed(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
