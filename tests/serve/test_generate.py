@@ -1,6 +1,7 @@
 """Batch generation: one file, whole or absent, with the numbers beside it."""
 
 import json
+import sqlite3
 
 import pytest
 
@@ -106,3 +107,27 @@ def test_a_failed_write_leaves_no_partial_file(run, tmp_path, monkeypatch):
     with pytest.raises(RunError, match="cannot be written"):
         run()
     assert not (tmp_path / "out" / "predictions.jsonl").exists()
+
+
+def test_a_judge_turns_wrong_answers_into_preference_pairs(run, tmp_path):
+    connection = sqlite3.connect(tmp_path / "a.sqlite")
+    connection.execute("CREATE TABLE t (x INT)")
+    connection.commit()
+    connection.close()
+    rows = [{**ROWS[0], "instruction": question} for question in ("Count the rows.", "How many?")]
+    for row in rows:
+        row["db"] = "a.sqlite"
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    keys = {"preference_judge": "sql_execution", "database_dir": str(tmp_path), "num_return_sequences": 2}
+    results = run(do_sample=True, **keys)
+    pairs = lines(tmp_path / "out" / "preference_pairs.jsonl")
+    assert results["predict_pairs"] == len(pairs) >= 2
+    assert {pair["chosen"] for pair in pairs} == {"SELECT count(*) FROM t;"}
+    predicted = {text for row in lines(tmp_path / "out" / "predictions.jsonl") for text in row["predict"]}
+    assert {pair["rejected"] for pair in pairs} <= predicted
+    assert pairs[0]["prompt"][-1] == {"role": "user", "content": "Count the rows."}
+
+
+def test_a_row_without_database_cannot_be_judged(run):
+    with pytest.raises(UserError, match="no such database file"):
+        run(preference_judge="sql_execution")

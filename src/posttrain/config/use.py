@@ -53,6 +53,11 @@ class PredictConfig:
         path=True,
     )
     keep_columns: tuple[str, ...] = option((), help="Columns of the data rows that are copied to the output.")
+    preference_judge: Literal["sql_execution"] | None = option(
+        None,
+        help="Also write `preference_pairs.jsonl` for stage rm: answers that are right above answers that are not, by "
+        "the database that their row names.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

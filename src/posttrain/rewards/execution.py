@@ -42,15 +42,24 @@ class SqlExecutionReward:
             UserError: a row without database or reference, or a reference that does not run.
         """
         rows = zip(batch.extras, batch.completions, strict=True)
-        rewards = [self._reward(row, completion, number) for number, (row, completion) in enumerate(rows, start=1)]
+        rewards = [self.worth(row, completion, number) for number, (row, completion) in enumerate(rows, start=1)]
         return torch.tensor(rewards, dtype=torch.float32, device=batch.input_ids.device)
 
-    def _reward(self, row: Mapping[str, Any], completion: str, number: int) -> float:
+    def worth(self, row: Mapping[str, Any], completion: str, number: int) -> float:
+        """The reward of one completion.
+
+        Args:
+            row: the columns of its prompt's row. completion: the answer. number: of the row, for messages.
+
+        Raises:
+            UserError: as a call.
+        """
         path, reference = database(row, self._folder, number), extract_sql(reference_sql(row, number))
+        expected = self._expected(path, reference)  # first: what cannot be judged must not pass for wrong
         result = execute(path, extract_sql(completion), **self._limits)
         if result.error is not None:
             return FAILS
-        return RIGHT if same_result(self._expected(path, reference), result, ordered=is_ordered(reference)) else RUNS
+        return RIGHT if same_result(expected, result, ordered=is_ordered(reference)) else RUNS
 
     def _expected(self, path: Path, reference: str) -> Execution:
         key = (path, reference)

@@ -14,7 +14,10 @@ from posttrain.config import RunConfig
 from posttrain.data.datasets import encode_examples, read_examples
 from posttrain.data.encode import EncodedPrompt, Report
 from posttrain.errors import RunError, UserError
+from posttrain.rewards import SqlExecutionReward
+from posttrain.rewards.sql.columns import reference_sql
 from posttrain.serve.model import ChatModel
+from posttrain.serve.pairs import PAIRS, preference_pairs
 
 PREDICTIONS = "generated_predictions.jsonl"
 RESULTS = "predict_results.json"
@@ -30,7 +33,8 @@ def generate(
 
     ``output_file`` gets one object per row, with ``prompt``, ``predict`` (a list where ``num_return_sequences`` is
     more than 1), ``label`` (the row's own answer, or null) and ``keep_columns``; the numbers go into
-    ``predict_results.json`` beside it. Each file is whole or absent.
+    ``predict_results.json`` beside it, and with ``preference_judge`` pairs into ``preference_pairs.jsonl``. Each file
+    is whole or absent.
 
     Args:
         config: loaded with ``command="generate"``.
@@ -72,6 +76,11 @@ def generate(
         "predict_mean_length": num_tokens / len(every),
         "predict_ended_share": sum(completion.ended for completion in every) / len(every),
     }
+    if config.predict.preference_judge:
+        pairs = _pairs(config, prompts, [[model.text_of(c) for c in drawn] for drawn in completions])
+        results["predict_pairs"] = len(pairs)
+        _write(target.with_name(PAIRS), _serialised(pairs, as_list=False))
+        notify(f"wrote {len(pairs)} preference pairs to {target.with_name(PAIRS)}")
     _write(target.with_name(RESULTS), json.dumps(results, indent=2) + "\n")
     _write(target, _serialised(rows, as_list=target.suffix == ".json"))
     notify(f"wrote {len(rows)} rows to {target}")
@@ -126,6 +135,27 @@ def _kept(prompt: EncodedPrompt, columns: Sequence[str], row: int) -> dict[str, 
             f"{', '.join(sorted(prompt.extras)) or 'none'})"
         )
     return {name: prompt.extras[name] for name in columns}
+
+
+def _pairs(config: RunConfig, prompts: Sequence[EncodedPrompt], texts: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    """Preference pairs by the judge that the configuration names.
+
+    Raises:
+        UserError: no wrong answer was found, so that there is nothing to prefer.
+    """
+    limits = config.evaluate
+    judge = SqlExecutionReward(
+        Path(limits.database_dir or config.data.dataset_dir),
+        time_limit_s=limits.sql_time_limit,
+        row_limit=limits.sql_row_limit,
+    )
+    pairs = preference_pairs(prompts, texts, judge.worth, reference_sql)
+    if not pairs:
+        raise UserError(
+            f"preference_judge: all answers to the {len(prompts)} prompts are right, so no pair can be made of them; "
+            "give harder prompts, or raise temperature and num_return_sequences"
+        )
+    return pairs
 
 
 def _serialised(rows: Sequence[dict[str, Any]], *, as_list: bool) -> str:

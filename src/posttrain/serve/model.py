@@ -14,7 +14,7 @@ from posttrain.config import GenerationConfig, RunConfig, load_config
 from posttrain.data.formats import ROLE_NAMES, Message
 from posttrain.data.template import Template
 from posttrain.errors import UserError
-from posttrain.models.assemble import load_backbone
+from posttrain.models.backbone import load_backbone
 from posttrain.models.forward import prepare_trunk
 from posttrain.models.merging import merge
 from posttrain.models.source import find_source
