@@ -63,8 +63,18 @@ def test_dataset_info_names_every_file(data):
     directory, manifest = data
     info = read(directory, "dataset_info.json")
     assert info == DATASET_INFO
-    assert {entry["file_name"] for entry in info.values()} == set(manifest.counts)
+    assert {entry["file_name"] for entry in info.values()} == {*manifest.counts, "questions.json"}
     assert info["text2sql_pairs"]["ranking"] is True
+
+
+def test_questions_to_make_pairs_of_come_on_top_and_change_nothing_else(tmp_path):
+    plain, more = (generate(tmp_path / str(count), seed=7, **SMALL, num_questions=count) for count in (0, 9))
+    assert {name: more.digests[name] for name in plain.digests} == plain.digests
+    rows = read(tmp_path / "9", "questions.json")
+    assert len(rows) == more.counts["questions.json"] == 9
+    seen = {row["instruction"] for name in ("sft.json", "prompts.json") for row in read(tmp_path / "9", name)}
+    assert not seen & {row["instruction"] for row in rows}
+    assert all(rows_of(tmp_path / "9", row["db"], row["gold"]) for row in rows)
 
 
 def test_shapes_are_those_of_the_formats(data):

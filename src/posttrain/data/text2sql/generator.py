@@ -29,6 +29,7 @@ DATASET_INFO: dict[str, dict[str, Any]] = {
     "text2sql_pairs": {"file_name": "pairs.json", **_RANKING},
     "text2sql_pairs_heldout": {"file_name": "pairs_heldout.json", **_RANKING},
     "text2sql_prompts": {"file_name": "prompts.json"},
+    "text2sql_questions": {"file_name": "questions.json"},
     "text2sql_heldout": {"file_name": "heldout.jsonl"},
 }
 
@@ -67,6 +68,7 @@ def generate(
     num_prompts: int = 400,
     num_heldout: int = 100,
     num_heldout_pairs: int = 100,
+    num_questions: int = 0,
     languages: Sequence[str] = ("en", "zh"),
     chinese_share: float = 0.3,
     num_tables: int = 240,
@@ -83,6 +85,7 @@ def generate(
         directory: created when missing; files of an earlier call are replaced. seed: of every choice.
         num_pretrain, num_pretrain_heldout: documents. num_sft, num_prompts, num_heldout: questions.
         num_pairs, num_heldout_pairs: preference pairs.
+        num_questions: more questions for training, for a model to answer and a judge to make pairs of.
         languages: "en", "zh" or both. chinese_share: of all rows when both.
         num_tables: concrete tables, one SQLite file each, a fifth of them held out.
         domains: subjects to draw from; None is all of the package.
@@ -111,6 +114,8 @@ def generate(
         "prompts.json": (map(_prompt_row, train.examples(num_prompts)), num_prompts),
         "pretrain.jsonl": (train.documents(num_pretrain), num_pretrain),
     }
+    if num_questions:
+        plan = {**plan, "questions.json": (map(_prompt_row, train.examples(num_questions)), num_questions)}
     counts, digests = _write_files(directory, plan, progress)
     names = [tuple(domain.name for domain in side) for side in sides]
     return _write_manifest(Manifest(directory, seed, counts, num_tables, names[0], names[1], digests))
