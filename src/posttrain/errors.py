@@ -2,9 +2,13 @@
 
 
 class PosttrainError(Exception):
-    """A failure with a message meant for the user; ``exit_status`` is what the command line returns."""
+    """A failure with a message meant for the user; ``exit_status`` is what the command line returns.
+
+    ``is_said``: another process of the run has told the user, so that this one stays silent.
+    """
 
     exit_status = 1
+    is_said = False
 
 
 class UserError(PosttrainError):

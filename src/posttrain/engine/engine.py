@@ -6,9 +6,9 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,28 +16,15 @@ from transformers import PreTrainedModel
 
 from posttrain.algorithms import Algorithm
 from posttrain.engine import state as stored
-from posttrain.engine.microbatches import DEFAULT_MAX_TOKENS, microbatches
-from posttrain.engine.optimizer import OptimizerSettings, adamw
+from posttrain.engine.microbatches import DEFAULT_MAX_TOKENS, dealt, microbatches
+from posttrain.engine.optimizer import OptimizerSettings, adamw, clip_gradients
+from posttrain.engine.processes import Processes
+from posttrain.engine.tally import Tally, unit_counts
 from posttrain.errors import RunError
-from posttrain.models.roles import SharedRoles
+from posttrain.models.roles import Roles
 from posttrain.types import AlgorithmState, Batch, LossTerm, Role, RolloutBatch
 
-
-@dataclass
-class Tally:
-    """Sums of metrics and the count they are averages over, kept on the device until read."""
-
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    counts: dict[str, float] = field(default_factory=dict)
-
-    def add(self, name: str, total: Tensor, count: float) -> None:
-        """Add a sum over ``count`` units."""
-        self.sums[name] = self.sums.get(name, torch.zeros((), device=total.device)) + total.detach()
-        self.counts[name] = self.counts.get(name, 0.0) + count
-
-    def means(self) -> dict[str, float]:
-        """Name -> sum / count."""
-        return {name: float(total) / max(self.counts[name], 1e-12) for name, total in self.sums.items()}
+B = TypeVar("B", bound=Batch)
 
 
 class NonFiniteError(RunError):
@@ -49,11 +36,14 @@ class Engine:
 
     A minibatch is one optimizer step's worth of rows. It is cut into micro-batches by token count, and every loss is
     divided by one count over the whole minibatch, so the cut cannot change a result beyond summation order.
+
+    Processes that share a run hold equal weights and are given equal batches. Each computes its share of the
+    micro-batches; gradients and metrics are summed once per optimizer step, columns at the end of each call.
     """
 
     def __init__(
         self,
-        roles: SharedRoles,
+        roles: Roles,
         algorithm: Algorithm,
         settings: OptimizerSettings,
         schedule: Callable[[int], float],
@@ -61,6 +51,7 @@ class Engine:
         temperature: float = 1.0,
         max_tokens: int | None = None,
         seed: int = 0,
+        processes: Processes | None = None,
     ) -> None:
         """Build the optimizer over what the algorithm's roles train.
 
@@ -72,6 +63,7 @@ class Engine:
             temperature: the sampling policy's, for log-probabilities.
             max_tokens: packed tokens a micro-batch may hold; None chooses.
             seed: of dropout.
+            processes: that share the run; None is this one alone.
         """
         self.roles = roles
         self.algorithm_state: AlgorithmState = getattr(algorithm, "initial_state", AlgorithmState)()
@@ -81,6 +73,7 @@ class Engine:
         self.trained_tokens = 0
         self.computed_seconds = 0.0
         self.device = next(roles.parameters()).device
+        self.processes = processes or Processes()
         self._temperature = temperature
         self._seed = seed
         self._schedule = schedule
@@ -104,30 +97,27 @@ class Engine:
             temperature: of the log-probabilities; None is the engine's.
         """
         for group in self.roles.together(consults):
-            columns: dict[str, list[Tensor]] = {}
-            order: list[Tensor] = []
-            indexed = microbatches(_numbered(batch), self.max_tokens)
-            for piece in indexed:
-                order.append(piece.rows_of)
+            names = {Role.REFERENCE: "ref_logprobs", Role.CRITIC: "values"}
+            columns: dict[str, list[Tensor]] = {names[role]: [] for role in group if role in names}
+            pieces = self._own(microbatches(_numbered(batch), self.max_tokens))
+            for piece in pieces:
                 with torch.no_grad():
                     out = self.roles(piece, group, temperature=temperature or self._temperature)
-                if Role.REFERENCE in group:
-                    columns.setdefault("ref_logprobs", []).append(_widened(out.logprobs, batch))
-                if Role.CRITIC in group:
-                    columns.setdefault("values", []).append(_widened(out.values, batch))
-            where = torch.cat(order).argsort()
-            batch = batch.with_columns(**{name: torch.cat(parts)[where] for name, parts in columns.items()})
+                answers = {"ref_logprobs": out.logprobs, "values": out.values}
+                for name, parts in columns.items():
+                    parts.append(_widened(answers[name], batch))
+            batch = batch.with_columns(**{name: self._whole(parts, pieces, batch) for name, parts in columns.items()})
         return batch
 
     def scores(self, batch: Batch) -> Tensor:
         """[B] the reward role's score of each sequence, without gradients."""
-        pieces = microbatches(_numbered(batch), self.max_tokens)
+        pieces = self._own(microbatches(_numbered(batch), self.max_tokens))
         with torch.no_grad():
             found = [self.roles(piece, (Role.REWARD,)).scores for piece in pieces]
-        return torch.cat(found)[torch.cat([piece.rows_of for piece in pieces]).argsort()]
+        return self._whole(found, pieces, batch, width=())
 
     def gathered(self, batch: RolloutBatch) -> RolloutBatch:
-        """The scalar columns of all processes; with one process, the batch itself."""
+        """The rows of all processes, which ``credit`` takes its statistics over: each holds them all already."""
         return batch
 
     def weights(self, role: Role) -> AbstractContextManager[PreTrainedModel]:
@@ -141,9 +131,12 @@ class Engine:
         began = time.perf_counter()
         minibatch = minibatch.to(self.device)
         counts = unit_counts(minibatch)
-        for piece in microbatches(minibatch, self.max_tokens):
-            torch.manual_seed((self._seed * 1_000_003 + self.step) * 1009 + self._micro_step)  # dropout's
-            self._micro_step += 1
+        pieces = microbatches(minibatch, self.max_tokens)
+        owners = dealt(pieces, [0] * self.processes.size)
+        for number, (piece, owner) in enumerate(zip(pieces, owners, strict=True), start=self._micro_step):
+            if owner != self.processes.rank:
+                continue
+            torch.manual_seed((self._seed * 1_000_003 + self.step) * 1009 + number)  # dropout's
             for group in self.roles.together(algorithm.trains):
                 with self.roles.wearing(group[0]):
                     out = self.roles(piece, group, temperature=self._temperature)
@@ -152,12 +145,13 @@ class Engine:
                         term = algorithm.loss(role, out, piece)
                         total = total + self._reduced(term, counts, piece, role, self._pending)
                     total.backward()
+        self._micro_step += len(pieces)
         self.trained_tokens += int(minibatch.attention_mask.sum())
         self.computed_seconds += time.perf_counter() - began
 
     def pending(self) -> dict[str, float]:
         """The metrics of what was accumulated since the last optimizer step."""
-        return self._pending.means()
+        return self._of_all(self._pending).means()
 
     def optimizer_step(self) -> dict[str, float]:
         """Clip, step and clear the gradients.
@@ -169,11 +163,10 @@ class Engine:
             NonFiniteError: on a non-finite loss or gradient; weights are left as they were.
         """
         began = time.perf_counter()
-        stats = self._pending.means()
+        stats = self.pending()
         stats["loss"] = sum(value for name, value in stats.items() if name.startswith("loss/"))
-        # by name: what two roles train together must be counted, and clipped, once
-        norm = torch.nn.utils.clip_grad_norm_(self._named().values(), self._settings.max_grad_norm or math.inf)
-        stats["grad_norm"] = float(norm)
+        self.processes.sum_gradients(self._named().values())
+        stats["grad_norm"] = float(clip_gradients(self._parameters, self._settings))
         for name in ("loss", "grad_norm"):
             if not math.isfinite(stats[name]):
                 raise NonFiniteError(
@@ -194,11 +187,11 @@ class Engine:
 
     def evaluate(self, algorithm: Algorithm, batches: Iterable[Batch]) -> dict[str, float]:
         """Mean loss and metrics over held-out batches, without gradients or dropout."""
-        tally = Tally()
+        tally, loads = Tally(), [0] * self.processes.size
         self.roles.eval()
         try:
             for batch in batches:
-                for piece in microbatches(batch.to(self.device), self.max_tokens):
+                for piece in self._own(microbatches(batch.to(self.device), self.max_tokens), loads):
                     ones = dict.fromkeys(unit_counts(piece), 1.0)
                     for group in self.roles.together(algorithm.trains):
                         with torch.no_grad():
@@ -207,7 +200,7 @@ class Engine:
                                 self._reduced(algorithm.loss(role, out, piece), ones, piece, role, tally)
         finally:
             self.roles.train()
-        means = tally.means()
+        means = self._of_all(tally).means()
         means["loss"] = sum(value for name, value in means.items() if name.startswith("loss/"))
         return {name: value for name, value in means.items() if not name.startswith("loss/")}
 
@@ -220,6 +213,27 @@ class Engine:
         for name, values in term.metrics.items():
             tally.add(name, values.sum(), here)
         return weighted.sum() / counts[term.unit]
+
+    # -- the share of this process -----------------------------------------------------------------------------------
+
+    def _own(self, pieces: list[B], loads: list[int] | None = None) -> list[B]:
+        """The micro-batches that this process computes."""
+        owners = dealt(pieces, loads or [0] * self.processes.size)
+        return [piece for piece, owner in zip(pieces, owners, strict=True) if owner == self.processes.rank]
+
+    def _whole(
+        self, parts: list[Tensor], pieces: list[_Numbered], batch: Batch, width: tuple[int, ...] | None = None
+    ) -> Tensor:
+        """[B, T] (or [B, *width]) from what each process found for its rows."""
+        shape = (len(batch), *(batch.input_ids.shape[1:] if width is None else width))
+        dtype = parts[0].dtype if parts and self.processes.size == 1 else torch.float32
+        column = torch.zeros(shape, dtype=dtype, device=batch.input_ids.device)
+        for part, piece in zip(parts, pieces, strict=True):
+            column[piece.rows_of] = part.to(dtype)
+        return self.processes.sum(column)
+
+    def _of_all(self, tally: Tally) -> Tally:
+        return tally if self.processes.size == 1 else Tally.of(self.processes.gather(tally.plain()))
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
@@ -269,12 +283,6 @@ class Engine:
             "computed_seconds": self.computed_seconds,
             "algorithm_state": vars(self.algorithm_state),
         }
-
-
-def unit_counts(batch: Batch) -> dict[str, float]:
-    """How many of each unit a batch holds; token 0 of a row is predicted by nothing and does not count."""
-    tokens = float(batch.loss_mask[:, 1:].sum())
-    return {"token": max(tokens, 1.0), "sequence": float(len(batch)), "pair": len(batch) / 2, "constant": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -39,6 +40,21 @@ def microbatches(batch: B, max_tokens: int) -> list[B]:
         previous = rows[first]
     device = batch.input_ids.device
     return [batch.rows(torch.tensor(cut, device=device)) for cut in cuts]
+
+
+def dealt(pieces: Sequence[Batch], loads: list[int]) -> list[int]:
+    """Which process computes each micro-batch: the longest first, each to the process with the least to do.
+
+    Args:
+        pieces: micro-batches, the same ones in every process.
+        loads: tokens that each process has already; what is dealt is added.
+    """
+    costs = [int(piece.attention_mask.sum()) for piece in pieces] if len(loads) > 1 else [0] * len(pieces)
+    owners = [0] * len(pieces)
+    for number in sorted(range(len(pieces)), key=lambda i: -costs[i]):
+        owners[number] = loads.index(min(loads))
+        loads[owners[number]] += costs[number]
+    return owners
 
 
 def _shared(row: tuple[int, ...], other: tuple[int, ...]) -> int:

@@ -1,12 +1,13 @@
-"""AdamW over what the roles train."""
+"""AdamW over what the roles train, and how their gradients are clipped."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from posttrain.types import Role
 
@@ -19,6 +20,7 @@ class OptimizerSettings:
         learning_rate: of every role not named in ``role_learning_rates``.
         role_learning_rates: role -> its own learning rate.
         max_grad_norm: clip the global norm to this; 0 leaves gradients alone.
+        clip_per_role: clip the norm of each role by itself instead; what two roles train counts with the first.
     """
 
     learning_rate: float
@@ -27,6 +29,7 @@ class OptimizerSettings:
     eps: float = 1e-8
     max_grad_norm: float = 1.0
     role_learning_rates: Mapping[Role, float] = field(default_factory=dict)
+    clip_per_role: bool = False
 
 
 def adamw(parameters: Mapping[Role, Mapping[str, nn.Parameter]], settings: OptimizerSettings) -> torch.optim.AdamW:
@@ -36,16 +39,41 @@ def adamw(parameters: Mapping[Role, Mapping[str, nn.Parameter]], settings: Optim
         ValueError: if there is nothing to train.
     """
     groups = []
-    seen: set[int] = set()
-    for role, owned in parameters.items():
+    for role, owned in _each_once(parameters).items():
         rate = settings.role_learning_rates.get(role, settings.learning_rate)
-        fresh = {name: p for name, p in owned.items() if id(p) not in seen}
-        seen |= {id(p) for p in fresh.values()}
         for decays in (True, False):
-            members = [p for p in fresh.values() if (p.dim() > 1) is decays]
+            members = [p for p in owned if (p.dim() > 1) is decays]
             decay = settings.weight_decay if decays else 0.0
             if members:
                 groups.append({"params": members, "lr": rate, "initial_lr": rate, "weight_decay": decay})
     if not groups:
         raise ValueError("no parameter trains: the role table has no trained role")
     return torch.optim.AdamW(groups, betas=settings.betas, eps=settings.eps, fused=True)
+
+
+def clip_gradients(parameters: Mapping[Role, Mapping[str, nn.Parameter]], settings: OptimizerSettings) -> Tensor:
+    """Scale gradients down to ``max_grad_norm``, all together or each role's by themselves.
+
+    Args:
+        parameters: role -> name -> parameter; what two roles train is counted, and clipped, once.
+        settings: say whether and how.
+
+    Returns:
+        The norm of all gradients before, a scalar.
+    """
+    limit = settings.max_grad_norm or math.inf
+    owned = _each_once(parameters)
+    if not settings.clip_per_role:
+        return nn.utils.clip_grad_norm_([p for members in owned.values() for p in members], limit)
+    norms = [nn.utils.clip_grad_norm_(members, limit) for members in owned.values() if members]
+    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+
+
+def _each_once(parameters: Mapping[Role, Mapping[str, nn.Parameter]]) -> dict[Role, list[nn.Parameter]]:
+    """Every parameter under the first role that trains it."""
+    seen: set[int] = set()
+    owned: dict[Role, list[nn.Parameter]] = {}
+    for role, named in parameters.items():
+        owned[role] = [p for p in named.values() if id(p) not in seen]
+        seen |= {id(p) for p in owned[role]}
+    return owned
