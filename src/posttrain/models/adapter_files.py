@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import re
 import warnings
 from collections.abc import Mapping
@@ -13,14 +12,13 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import LoraConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from posttrain.errors import UserError
-from posttrain.models.heads import ScalarHead, find_head
+from posttrain.models.heads import ScalarHead, find_head, read_bin
 from posttrain.models.lineage import Lineage, read_lineage
 from posttrain.models.load import first_line, read_json
 from posttrain.models.saving import share
@@ -89,9 +87,15 @@ def read_adapter(folder: str | Path) -> AdapterFiles:
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(f"{folder / CONFIG} is not a valid LoRA configuration: {first_line(error)}") from error
     tensors = _read_weights(folder)
-    state = {name: tensor for name, tensor in tensors.items() if ".lora_" in name}
+    # whole training states, as some trainers leave them, name the adapter inside the keys
+    state = {file_key(name): tensor for name, tensor in tensors.items() if ".lora_" in name}
     if not state:
         raise UserError(f"{folder} holds no LoRA weights. Train the adapter again or copy the whole folder.")
+    if any(name.startswith(f"{PREFIX}score.") for name in state):
+        raise UserError(
+            f"{folder}: its LoRA changes the score layer itself; train again with `score` left out of target_modules "
+            "(modules_to_save trains it whole)."
+        )
     return AdapterFiles(
         config=config,
         state=state,
@@ -183,8 +187,8 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         if path.is_file():
             return load_file(path)
         if legacy.is_file():
-            return dict(torch.load(legacy, map_location="cpu", weights_only=True))
-    except (SafetensorError, pickle.UnpicklingError, OSError, RuntimeError, EOFError) as error:
+            return read_bin(legacy)
+    except (SafetensorError, OSError, RuntimeError, EOFError) as error:
         raise UserError(
             f"{folder}: the adapter's weights are damaged ({first_line(error)}). Copy them again."
         ) from error

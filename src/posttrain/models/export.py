@@ -246,7 +246,9 @@ class _Writer:
         special = sorted(set(tokenizer.added_tokens_decoder) - {tokenizer.eos_token_id})
         pads = [token for token in special if "pad" in str(tokenizer.added_tokens_decoder[token]).lower()]
         candidates = [getattr(tokenizer, names[0]), *pads, *(getattr(tokenizer, name) for name in names[1:]), *special]
-        chosen = spare_token(candidates, stops, min(self.vocab_size, len(tokenizer)))
+        chosen = self.head.skips
+        if chosen is None or chosen >= self.vocab_size:
+            chosen = spare_token(candidates, stops, min(self.vocab_size, len(tokenizer)))
         text = str(tokenizer.convert_ids_to_tokens(chosen))
         if chosen != tokenizer.pad_token_id:
             tokenizer.pad_token = text

@@ -95,7 +95,7 @@ def answer(
         heads: name -> module mapping [M, D] to [M]; must hold "value" and "score" where wanted.
         batch: [B, T].
         wants: among "lm_head" (log-probabilities and entropy where ``loss_mask``), "value" (value of the state before
-            each token where ``loss_mask``), "score" (at the last real token).
+            each token where ``loss_mask``), "score" (at the last real token, see ``ScalarHead.ends``).
         temperature: the policy's; logits are divided by it.
     """
     hidden, index = trunk(model, batch)
@@ -113,7 +113,9 @@ def answer(
         if "value" in wants:
             fields["values"] = _table(batch, row, column, heads["value"](before.float()))
     if "score" in wants:
-        last = index[torch.arange(len(batch), device=index.device), batch.lengths - 1]
+        ends = getattr(heads["score"], "ends", None)
+        column = ends(batch) if ends else batch.lengths - 1
+        last = index[torch.arange(len(batch), device=index.device), column]
         fields["scores"] = heads["score"](hidden[last].float())
     return Outputs(**fields)
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from posttrain.errors import UserError
 from posttrain.models.load import first_line, read_json
 from posttrain.models.saving import share
+from posttrain.types import Batch
 
 Kind = Literal["score", "value"]
 
@@ -49,12 +50,14 @@ class ScalarHead(nn.Module):
     Attributes:
         kind: "score" (one per sequence) or "value" (one per token).
         weight: [1, D] parameter. bias: [1], a parameter of a value head, a buffer of a score head.
+        skips: a token at which no score is read, see ``ends``.
     """
 
     def __init__(self, hidden_size: int, kind: Kind, *, generator: torch.Generator | None = None) -> None:
         """A fresh head: scores start small and random (std 1/√(D + 1)), values at 0."""
         super().__init__()
         self.kind: Kind = kind
+        self.skips: int | None = None
         weight = torch.zeros(1, hidden_size)
         if kind == "score":
             weight.normal_(std=(hidden_size + 1) ** -0.5, generator=generator)
@@ -75,6 +78,16 @@ class ScalarHead(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             return F.linear(hidden.float(), self.weight, self.bias).squeeze(-1)
 
+    def ends(self, batch: Batch) -> Tensor:
+        """[B] the column at which each sequence is scored: its last real token, or its last one that is not ``skips``.
+
+        Sequence classifiers take every padding token at the end for padding, even where it ends the text.
+        """
+        if self.skips is None:
+            return batch.lengths - 1
+        columns = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
+        return (columns * (batch.attention_mask & (batch.input_ids != self.skips))).argmax(dim=1)
+
     def rescaled(self, scale: float, shift: float, *, kind: Kind = "value") -> ScalarHead:
         """A new head that answers ``scale * old + shift``; starts a critic on the scale of normalised rewards."""
         return _filled(self.weight.detach() * scale, self.bias.detach() * scale + shift, kind).to(self.weight.device)
@@ -84,7 +97,8 @@ class ScalarHead(nn.Module):
         path = Path(folder) / FILE
         partial = path.with_suffix(".safetensors.partial")
         tensors = {_OWN[0]: self.weight.detach().cpu().contiguous(), _OWN[1]: self.bias.detach().cpu().contiguous()}
-        save_file(tensors, partial, metadata={"format": "pt", "kind": self.kind})
+        skips = {} if self.skips is None else {"skips": str(self.skips)}
+        save_file(tensors, partial, metadata={"format": "pt", "kind": self.kind, **skips})
         share(partial)
         os.replace(partial, path)
 
@@ -126,16 +140,20 @@ class FoundHead:
     Attributes:
         path: the file. module: what the layer is called there: v_head.summary, summary, score or value_fn.
         weight: [1, D]. bias: [1], or None.
+        skips: a token at which the folder's own code reads no score.
     """
 
     path: Path
     module: str
     weight: Tensor
     bias: Tensor | None
+    skips: int | None = None
 
     def head(self, kind: Kind = "score") -> ScalarHead:
         """As a module in float32."""
-        return _filled(self.weight, torch.zeros(1) if self.bias is None else self.bias, kind)
+        head = _filled(self.weight, torch.zeros(1) if self.bias is None else self.bias, kind)
+        head.skips = self.skips
+        return head
 
     def agrees(self, other: FoundHead) -> bool:
         """Whether both say the same."""
@@ -175,7 +193,8 @@ def find_heads(folder: str | Path) -> Iterator[FoundHead]:
                     f"{path}: {module_name}.weight has shape {tuple(weight.shape)}; a head that scores has one output, "
                     "[1, hidden size]: train a classifier with num_labels 1."
                 )
-            yield FoundHead(path=path, module=module_name, weight=weight, bias=leaves.get("bias"))
+            skips = _skips(path) if module_name == "score" or path.name == FILE else None
+            yield FoundHead(path=path, module=module_name, weight=weight, bias=leaves.get("bias"), skips=skips)
 
 
 def no_head(folder: str | Path) -> UserError:
@@ -196,6 +215,31 @@ def _filled(weight: Tensor, bias: Tensor, kind: Kind) -> ScalarHead:
         head.weight.copy_(weight.float())
         head.bias.copy_(bias.float().reshape(1))
     return head
+
+
+def _skips(path: Path) -> int | None:
+    """The padding token beside a classifier's head; of a head of ours, what it was saved with.
+
+    An adapter does not say what its classifier padded with, but the tokenizer saved with it does.
+    """
+    folder = path.parent
+    if path.name == FILE:
+        with safe_open(path, framework="pt") as file:
+            saved = (file.metadata() or {}).get("skips", "")
+        return int(saved) if saved.isdigit() else None
+    if not path.name.startswith("adapter"):
+        config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+        found = config.get("pad_token_id", (config.get("text_config") or {}).get("pad_token_id"))
+        return found if isinstance(found, int) else None
+    settings, tokenizer = (
+        read_json(folder / name) if (folder / name).is_file() else {}
+        for name in ("tokenizer_config.json", "tokenizer.json")
+    )
+    pad = settings.get("pad_token")
+    pad = pad.get("content") if isinstance(pad, dict) else pad
+    listed = settings.get("added_tokens_decoder", {}).items()
+    known = [*tokenizer.get("added_tokens", ()), *({**token, "id": int(number)} for number, token in listed)]
+    return next((int(token["id"]) for token in known if pad is not None and token.get("content") == pad), None)
 
 
 def read_bin(path: Path) -> dict[str, Tensor]:

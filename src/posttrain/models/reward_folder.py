@@ -4,20 +4,19 @@
     reward.kind                                                      # "adapter" | "model"
     reward.links                                                     # kind adapter: the chain to wear, ``path`` last
     reward.head(hidden_size, kind="score")                           # ScalarHead; kind="value" for a critic
-    reward.as_read(batch)                                            # cut to where the score is read; before scoring
     model = load_reward_trunk(reward, dtype=..., device=...)         # kind model: packed, frozen, in evaluation mode
-    answer(model, {"score": reward.head(width)}, reward.as_read(batch), wants=("score",))
+    answer(model, {"score": reward.head(width)}, batch, wants=("score",))
 
-Scores are read at the last real token of a sequence; so do all of these, by their own code.
+Scores are read at the last real token of a sequence, as all of these do by their own code; the head knows the one
+exception (``ScalarHead.skips``).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 import torch
 from safetensors import safe_open
@@ -30,9 +29,6 @@ from posttrain.models.forward import prepare_trunk
 from posttrain.models.heads import FoundHead, Kind, ScalarHead, find_heads, no_head, read_bin
 from posttrain.models.lineage import Lineage, read_lineage
 from posttrain.models.load import DtypeName, check_model_folder, load_causal_lm, read_json
-from posttrain.types import Batch
-
-AnyBatch = TypeVar("AnyBatch", bound=Batch)
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 # wrappers that were saved with their weights: TRL's value-head model under ZeRO-3, data parallelism
@@ -51,7 +47,6 @@ class RewardFolder:
         links: of an adapter: it and the parents it records, innermost first.
         base_name_or_path: what an adapter names as its base model, "" where it does not.
         lineage: what the folder records of its origin, if it does.
-        pad_token_id: a token that the folder's own code never reads a score at; None where it goes by the mask.
         notes: sentences for the user.
     """
 
@@ -62,8 +57,7 @@ class RewardFolder:
     links: tuple[Link, ...] = ()
     base_name_or_path: str = ""
     lineage: Lineage | None = None
-    pad_token_id: int | None = None
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     @property
     def hidden_size(self) -> int:
@@ -82,20 +76,6 @@ class RewardFolder:
                 f"{hidden_size}. It was trained on another model."
             )
         return self.found.head(kind)
-
-    def as_read(self, batch: AnyBatch) -> AnyBatch:
-        """The batch cut to what the folder's own code scores: sequence classifiers skip padding tokens at the end.
-
-        That matters where a text ends with the token that also pads. At least one token of each row is left.
-        """
-        if self.pad_token_id is None:
-            return batch
-        width = batch.input_ids.shape[1]
-        columns = torch.arange(width, device=batch.input_ids.device)
-        real = batch.attention_mask & (batch.input_ids != self.pad_token_id)
-        last = (real * columns).argmax(dim=1)
-        kept = batch.attention_mask & (columns <= last[:, None])
-        return dataclasses.replace(batch, attention_mask=kept, loss_mask=batch.loss_mask & kept)
 
 
 def read_reward_folder(path: str | Path) -> RewardFolder:
@@ -118,27 +98,29 @@ def read_reward_folder(path: str | Path) -> RewardFolder:
             "clear. Move one of them into a folder of its own."
         )
     if is_adapter:
-        links = chain([folder])
+        links, found = chain([folder]), _the_head(folder)
+        lineage = links[-1].files.lineage
         return RewardFolder(
             folder=folder,
             kind="adapter",
-            layout="a reward adapter",
-            found=_the_head(folder),
+            layout=_layout(found, lineage, "adapter"),
+            found=found,
             links=links,
             base_name_or_path=links[-1].files.base_model_name_or_path,
-            lineage=links[-1].files.lineage,
+            lineage=lineage,
+            notes=_notes(folder, found),
         )
     if not is_model:
         raise UserError(f"{folder} is no reward model: it has neither {CONFIG} nor config.json.")
     check_model_folder(folder)
-    found = _the_head(folder)
+    found, lineage = _the_head(folder), read_lineage(folder)
     return RewardFolder(
         folder=folder,
         kind="model",
-        layout="a reward model",
+        layout=_layout(found, lineage, "model"),
         found=found,
-        lineage=read_lineage(folder),
-        pad_token_id=_pad_token_id(folder) if found.module == "score" else None,
+        lineage=lineage,
+        notes=_notes(folder, found),
     )
 
 
@@ -190,10 +172,26 @@ def _the_head(folder: Path) -> FoundHead:
     return heads[0]
 
 
-def _pad_token_id(folder: Path) -> int | None:
-    config: dict[str, Any] = read_json(folder / "config.json")
-    found = config.get("pad_token_id", (config.get("text_config") or {}).get("pad_token_id"))
-    return found if isinstance(found, int) else None
+def _layout(found: FoundHead, lineage: Lineage | None, kind: str) -> str:
+    if lineage is not None:
+        return f"a reward {kind} of posttrain"
+    if found.module == "score":
+        return "a sequence classifier" if kind == "model" else "a peft SEQ_CLS adapter"
+    if found.module == "value_fn":
+        return "a trunk with a value_fn head"
+    alone = found.path.name.startswith("value_head")
+    return f"a LLaMA-Factory reward {kind}" if alone else "a language model with a value head among its weights"
+
+
+def _notes(folder: Path, found: FoundHead) -> tuple[str, ...]:
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    ends = config.get("eos_token_id")
+    if found.skips is None or found.skips not in (ends if isinstance(ends, list) else [ends]):
+        return ()
+    return (
+        f"{folder} pads with the token that ends its texts (id {found.skips}), so its score is read at the token "
+        "before, as it was trained.",
+    )
 
 
 def _weight_names(folder: Path) -> list[str]:
