@@ -87,27 +87,42 @@ def fit(run: OnlineRun, iterations: int, monitor: Monitor, phase: Callable[[str,
     Raises:
         RunError: if a step-0 gate does not hold, or a loss is not finite.
     """
-    engine, algorithm, watch = run.engine, run.algorithm, Stopwatch()
-    for iteration in range(engine.iteration, iterations):
+    watch = Stopwatch()
+    for iteration in range(run.engine.iteration, iterations):
         with watch.phase("generate"):
             batch = rollout(run, iteration, take(run, iteration), phase)
-        with watch.phase("score"):
-            phase("score", 0, 0)
-            batch = batch.with_columns(rewards=run.reward(batch))
-            if iteration == 0:
-                run.on_first_rewards(batch)
-            batch = engine.consult(algorithm.consults, batch)
-        if iteration == 0:
-            check_kl(batch, run.tolerance)
-        before = engine.algorithm_state
-        batch, engine.algorithm_state = algorithm.credit(engine.gathered(batch), before)
-        with watch.phase("train"):
-            stats = update(run, iteration, batch, phase)
-        engine.iteration = iteration + 1
-        stats |= algorithm.statistics(batch, before) | watch.take(_live_tokens(batch, run.epochs))
+        batch, stats = learn(run, iteration, batch, watch, phase)
         run.record(iteration + 1, batch)
         if monitor.after_step(iteration + 1, stats):
             break
+
+
+def learn(
+    run: OnlineRun, iteration: int, batch: RolloutBatch, watch: Stopwatch, phase: Callable[[str, int, int], None]
+) -> tuple[RolloutBatch, dict[str, float]]:
+    """One iteration from its completions on: score, consult, credit, update.
+
+    Returns:
+        (the batch with all its columns, statistics).
+
+    Raises:
+        RunError: as ``fit``.
+    """
+    engine, algorithm = run.engine, run.algorithm
+    with watch.phase("score"):
+        phase("score", 0, 0)
+        batch = batch.with_columns(rewards=run.reward(batch))
+        if iteration == 0:
+            run.on_first_rewards(batch)
+        batch = engine.consult(algorithm.consults, batch)
+    if iteration == 0:
+        check_kl(batch, run.tolerance)
+    before = engine.algorithm_state
+    batch, engine.algorithm_state = algorithm.credit(engine.gathered(batch), before)
+    with watch.phase("train"):
+        stats = update(run, iteration, batch, phase)
+    engine.iteration = iteration + 1
+    return batch, stats | algorithm.statistics(batch, before) | watch.take(_live_tokens(batch, run.epochs))
 
 
 def _live_tokens(batch: RolloutBatch, epochs: int) -> dict[str, float]:
