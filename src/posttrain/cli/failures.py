@@ -10,7 +10,7 @@ import tempfile
 import traceback
 from pathlib import Path
 
-from posttrain.cli.output import say
+from posttrain.cli.output import is_first_process, say
 from posttrain.errors import PosttrainError
 
 INTERRUPTED = 130
@@ -24,10 +24,11 @@ def explained(args: argparse.Namespace) -> int:
     try:
         return int(args.run(args) or 0)
     except PosttrainError as error:
-        return _failed(str(error), error.exit_status)
+        return error.exit_status if error.is_said else failed(str(error), error.exit_status)
     except KeyboardInterrupt:
-        print(file=sys.stderr)
-        say(_farewell(args))
+        if is_first_process():
+            print(file=sys.stderr)
+            say(_farewell(args))
         return INTERRUPTED
     except BrokenPipeError:
         # the reader of our output has gone; nothing more can be said there
@@ -37,10 +38,11 @@ def explained(args: argparse.Namespace) -> int:
         if os.environ.get("POSTTRAIN_DEBUG"):
             traceback.print_exc()
             return 1
-        return _failed(_unexpected(error, args), 1)
+        return failed(_unexpected(error, args), 1)
 
 
-def _failed(message: str, status: int) -> int:
+def failed(message: str, status: int) -> int:
+    """Print an error; returns the exit status."""
     print(f"posttrain: error: {message}", file=sys.stderr, flush=True)
     return status
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 import posttrain
 from posttrain.cli import chat, data, environment, evaluate, export, generate, model, run, train
-from posttrain.cli.failures import explained
+from posttrain.cli.failures import explained, failed
+from posttrain.cli.output import is_first_process, num_processes
 
+_FIRST_SPEAKS_SECONDS = 3.0
 COMMANDS = (train, run, export, chat, generate, evaluate, model, data, environment)
 
 _EPILOG = "Values on the command line win over the file: posttrain train sft.yaml learning_rate=1e-4 max_steps=100"
@@ -31,7 +34,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None:
         parser.print_help(sys.stderr)
         return 2
-    return explained(args)
+    if num_processes() == 1:
+        return explained(args)
+    return _one_of_several(args)
+
+
+def _one_of_several(args: argparse.Namespace) -> int:
+    """A command that torchrun started more than once: training alone can share its work."""
+    if args.command == "train":
+        status = explained(args)
+        if status:
+            # threads that wait for the other processes would hold this one up
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+        return 0
+    if is_first_process():
+        return failed(f"posttrain {args.command} is one process: start it without torchrun, or unset WORLD_SIZE", 2)
+    # torchrun ends all processes when one ends, and the first must have spoken
+    time.sleep(_FIRST_SPEAKS_SECONDS)
+    return 2
 
 
 def make_parser() -> argparse.ArgumentParser:

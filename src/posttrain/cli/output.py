@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
+
+
+def num_processes() -> int:
+    """How many processes share what was started; more than one under torchrun."""
+    size = os.environ.get("WORLD_SIZE", "")
+    return int(size) if size.isdecimal() else 1
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that speaks for all."""
+    return num_processes() <= 1 or os.environ.get("RANK", "0") == "0"
 
 
 def say(sentence: str) -> None:

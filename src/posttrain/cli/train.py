@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from posttrain.cli.arguments import add_configured
-from posttrain.cli.output import print_results, say
+from posttrain.cli.output import is_first_process, num_processes, print_results, say
+from posttrain.errors import UserError
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -21,16 +22,30 @@ def execute(args: argparse.Namespace) -> int:
     """Train, then print the metrics."""
     from posttrain.config import load_config
 
-    config = load_config(args.config, args.overrides, command="train")
+    try:
+        config = load_config(args.config, args.overrides, command="train")
+    except UserError as error:
+        _refused_together(error)
+        raise
     args.output_dir = config.train.output_dir
 
     from posttrain.train.run import train
 
     with _terminated_as_interrupted():
         results = train(config, notify=say)
-    print_results(results)
-    say(f"the run is in {config.train.output_dir}")
+    if is_first_process():
+        print_results(results)
+        say(f"the run is in {config.train.output_dir}")
     return 0
+
+
+def _refused_together(error: UserError) -> None:
+    """Where several processes were started, let the first one say what is wrong for all that find it."""
+    if num_processes() > 1:
+        from posttrain.engine import joined
+
+        with joined(timeout=60, say=say):
+            raise error
 
 
 @contextmanager
@@ -43,4 +58,5 @@ def _terminated_as_interrupted() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:  # else processes are ending together
+            signal.signal(signal.SIGTERM, before)

@@ -89,7 +89,7 @@ class Engine:
     def consult(
         self, consults: tuple[Role, ...], batch: RolloutBatch, *, temperature: float | None = None
     ) -> RolloutBatch:
-        """Fill ``ref_logprobs`` and ``values`` from the roles consulted, without gradients.
+        """Fill ``ref_logprobs`` and ``values`` (and ``logprobs``, from the actor) without gradients.
 
         Args:
             consults: roles to ask; those with equal costumes answer from one forward.
@@ -97,13 +97,13 @@ class Engine:
             temperature: of the log-probabilities; None is the engine's.
         """
         for group in self.roles.together(consults):
-            names = {Role.REFERENCE: "ref_logprobs", Role.CRITIC: "values"}
+            names = {Role.ACTOR: "logprobs", Role.REFERENCE: "ref_logprobs", Role.CRITIC: "values"}
             columns: dict[str, list[Tensor]] = {names[role]: [] for role in group if role in names}
             pieces = self._own(microbatches(_numbered(batch), self.max_tokens))
             for piece in pieces:
                 with torch.no_grad():
                     out = self.roles(piece, group, temperature=temperature or self._temperature)
-                answers = {"ref_logprobs": out.logprobs, "values": out.values}
+                answers = {"logprobs": out.logprobs, "ref_logprobs": out.logprobs, "values": out.values}
                 for name, parts in columns.items():
                     parts.append(_widened(answers[name], batch))
             batch = batch.with_columns(**{name: self._whole(parts, pieces, batch) for name, parts in columns.items()})
@@ -132,8 +132,7 @@ class Engine:
         minibatch = minibatch.to(self.device)
         counts = unit_counts(minibatch)
         pieces = microbatches(minibatch, self.max_tokens)
-        owners = dealt(pieces, [0] * self.processes.size)
-        for number, (piece, owner) in enumerate(zip(pieces, owners, strict=True), start=self._micro_step):
+        for number, (piece, owner) in enumerate(self._dealt(pieces), start=self._micro_step):
             if owner != self.processes.rank:
                 continue
             torch.manual_seed((self._seed * 1_000_003 + self.step) * 1009 + number)  # dropout's
@@ -218,8 +217,14 @@ class Engine:
 
     def _own(self, pieces: list[B], loads: list[int] | None = None) -> list[B]:
         """The micro-batches that this process computes."""
-        owners = dealt(pieces, loads or [0] * self.processes.size)
-        return [piece for piece, owner in zip(pieces, owners, strict=True) if owner == self.processes.rank]
+        return [piece for piece, owner in self._dealt(pieces, loads) if owner == self.processes.rank]
+
+    def _dealt(self, pieces: list[B], loads: list[int] | None = None) -> list[tuple[B, int]]:
+        """Each micro-batch with the rank of the process that computes it."""
+        if self.processes.size == 1:
+            return [(piece, 0) for piece in pieces]
+        costs = [int(piece.attention_mask.sum()) for piece in pieces]
+        return list(zip(pieces, dealt(costs, loads or [0] * self.processes.size), strict=True))
 
     def _whole(
         self, parts: list[Tensor], pieces: list[_Numbered], batch: Batch, width: tuple[int, ...] | None = None

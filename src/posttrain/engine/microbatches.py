@@ -42,16 +42,18 @@ def microbatches(batch: B, max_tokens: int) -> list[B]:
     return [batch.rows(torch.tensor(cut, device=device)) for cut in cuts]
 
 
-def dealt(pieces: Sequence[Batch], loads: list[int]) -> list[int]:
-    """Which process computes each micro-batch: the longest first, each to the process with the least to do.
+def dealt(costs: Sequence[int], loads: list[int]) -> list[int]:
+    """Which process does each piece of work: the costliest first, each to the process with the least to do.
 
     Args:
-        pieces: micro-batches, the same ones in every process.
-        loads: tokens that each process has already; what is dealt is added.
+        costs: of each piece, known to every process.
+        loads: what each process has to do already; what is dealt is added.
+
+    Returns:
+        A rank for each piece.
     """
-    costs = [int(piece.attention_mask.sum()) for piece in pieces] if len(loads) > 1 else [0] * len(pieces)
-    owners = [0] * len(pieces)
-    for number in sorted(range(len(pieces)), key=lambda i: -costs[i]):
+    owners = [0] * len(costs)
+    for number in sorted(range(len(costs)), key=lambda i: -costs[i]):
         owners[number] = loads.index(min(loads))
         loads[owners[number]] += costs[number]
     return owners

@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import os
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -56,7 +57,10 @@ class Peers:
 
     def lost(self, patience: float = 0.0) -> bool:
         """Whether a process ended that should not have, or does within so many seconds."""
-        return self._any_lost.wait(patience)
+        until = time.monotonic() + patience
+        while not self._any_lost.is_set() and time.monotonic() < until:
+            time.sleep(0.01)  # not Event.wait: a handler of a signal may come here while the event is held
+        return self._any_lost.is_set()
 
     def missing(self, patience: float) -> bool:
         """As ``lost``, those not counted that the user interrupted."""

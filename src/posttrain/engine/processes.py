@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -87,6 +89,15 @@ class Processes:
     def from_first(self, value: Any) -> Any:
         """What process 0 says; see ``gather``."""
         return self.gather(value if self.is_first else None)[0]
+
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """Let process 0 do what is inside before the others, which find it done."""
+        if not self.is_first:
+            self.wait()
+        yield
+        if self.is_first:
+            self.wait()
 
     def wait(self) -> None:
         """Return once every process has come here."""
@@ -192,6 +203,8 @@ def _leave(rank: int, peers: Peers, error: BaseException) -> None:
     Raises:
         PeerEndedError: where ``error`` only follows from another process's end, or process 0 has told of it.
     """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, which must not come before the message
     is_own = isinstance(error, PosttrainError) and not isinstance(error, PeerEndedError)
     status = INTERRUPTED if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_status", 1)
     if rank > 0:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from posttrain.config import TrainConfig
-from posttrain.engine import DamagedError
+from posttrain.engine import DamagedError, Processes
 from posttrain.train.checkpoints import NAME, checkpoint_step
 from posttrain.train.metrics import Meter, MetricsLog
 from posttrain.train.progress import Progress
@@ -62,6 +62,7 @@ class Monitor:
         save: Callable[[Path], None],
         evaluate: Callable[[], Mapping[str, float]] | None,
         default_metric: str = "eval_loss",
+        processes: Processes | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Watch one run.
@@ -74,8 +75,10 @@ class Monitor:
             save: fills a checkpoint folder.
             evaluate: measures the held-out rows (names start with ``eval_``); None when there are none.
             default_metric: what "best" means where ``metric_for_best_model`` is not set.
+            processes: that share the run and stop together.
             clock: seconds that only grow.
         """
+        self._processes = processes or Processes()
         self._config = config
         self._directory = directory
         self._log = log
@@ -140,9 +143,10 @@ class Monitor:
             if self._config.load_best_model_at_end and self.best.step == step:
                 self.save(step)
         saves = self._due(step, self._config.save_strategy, self._config.save_steps) or stop
-        if saves or self._interrupted or (last and self._config.save_strategy != "no"):
+        interrupted = self._processes.any(self._interrupted)
+        if saves or interrupted or (last and self._config.save_strategy != "no"):
             self.save(step)
-        if self._interrupted:
+        if interrupted or (self._interrupted and self._processes.size == 1):
             raise KeyboardInterrupt
         return stop
 
@@ -153,7 +157,8 @@ class Monitor:
         if self._evaluated == step:
             return self.evaluations
         self._progress.phase("evaluate")
-        self.evaluations, self._evaluated = dict(self._evaluate()), step
+        # clocks differ from process to process; what is decided from evaluations must not
+        self.evaluations, self._evaluated = dict(self._processes.from_first(dict(self._evaluate()))), step
         self._log.log(step, self.evaluations, step / self._steps_per_epoch)
         value = self.evaluations.get(self._metric)
         if value is not None and step > 0:
@@ -218,7 +223,7 @@ class Monitor:
             return
 
         def request_stop(signum: int, frame: FrameType | None) -> None:
-            if self._interrupted:
+            if self._interrupted or self._processes.lost():
                 raise KeyboardInterrupt
             self._interrupted = True
             self._progress.note("Stopping after this step, with a checkpoint. Press Ctrl-C again to stop at once.")
@@ -230,7 +235,7 @@ class Monitor:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-        if self._interrupted:  # after the last step had looked
+        if self._processes.any(self._interrupted):  # after the last step had looked
             if self._step is not None:
                 self.save(self._step)
             raise KeyboardInterrupt

@@ -13,6 +13,7 @@ from posttrain.config import RunConfig
 from posttrain.data.batches import epoch_order
 from posttrain.engine import Engine
 from posttrain.train.monitor import Monitor
+from posttrain.train.parts import optimizer_rows
 from posttrain.train.schedule import StepsPlan
 from posttrain.types import Batch
 
@@ -24,18 +25,20 @@ class Rows:
     Attributes:
         train, validation: encoded rows. lengths: tokens of each training row, for grouping by length.
         collate: rows -> batch.
+        num_processes: that share each batch.
     """
 
     train: Sequence[Any]
     validation: Sequence[Any]
     lengths: Sequence[int]
     collate: Callable[[Sequence[Any]], Batch]
+    num_processes: int = 1
 
 
 def fit(config: RunConfig, engine: Engine, algorithm: Algorithm, rows: Rows, plan: StepsPlan, monitor: Monitor) -> None:
     """Train from the engine's step to the end of the plan, or until the monitor stops it."""
     order: tuple[int, list[int]] = (-1, [])
-    size = config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
+    size = optimizer_rows(config, rows.num_processes)
     for step in range(engine.step, plan.total):
         epoch, place = divmod(step, plan.per_epoch)
         if order[0] != epoch:

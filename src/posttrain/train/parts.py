@@ -11,10 +11,10 @@ from transformers import PreTrainedTokenizerBase
 from posttrain.algorithms import PPO, SFT, BradleyTerry
 from posttrain.config import RunConfig
 from posttrain.data.datasets import Splits
-from posttrain.engine import Engine, OptimizerSettings
+from posttrain.engine import Engine, OptimizerSettings, Processes
 from posttrain.errors import UserError
 from posttrain.models.assemble import Assembly
-from posttrain.models.roles import SharedRoles
+from posttrain.models.roles import Roles
 from posttrain.train.run_directory import RunDirectory
 from posttrain.train.schedule import StepsPlan, learning_rate_factor, steps_plan
 from posttrain.types import Role
@@ -41,7 +41,7 @@ class Parts:
     def rows_per_step(self) -> int:
         """Rows (pt, sft), pairs (rm) or completions (ppo) of one step."""
         buffered = self.config.ppo.ppo_buffer_size if self.config.method.stage == "ppo" else 1
-        return optimizer_rows(self.config) * buffered
+        return optimizer_rows(self.config, self.engine.processes.size) * buffered
 
     def save(self, folder: Path) -> None:
         """Fill a checkpoint folder: the model as users load it, what trains, and what else resuming needs."""
@@ -52,29 +52,31 @@ class Parts:
             self.engine.save(folder)
 
 
-def optimizer_rows(config: RunConfig) -> int:
-    """Rows, pairs or completions of one optimizer step."""
-    return config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
+def optimizer_rows(config: RunConfig, num_processes: int = 1) -> int:
+    """Rows, pairs or completions of one optimizer step, all processes together."""
+    return config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps * num_processes
 
 
-def make_plan(config: RunConfig, num_rows: int) -> StepsPlan:
+def make_plan(config: RunConfig, num_rows: int, num_processes: int = 1) -> StepsPlan:
     """How long the run is: optimizer steps, in stage ppo iterations.
 
-    One PPO iteration takes batch x accumulation x ``ppo_buffer_size`` completions, ``num_return_sequences`` of each
-    prompt.
+    One PPO iteration takes batch x accumulation x processes x ``ppo_buffer_size`` completions,
+    ``num_return_sequences`` of each prompt.
 
     Raises:
         UserError: if completions and prompts of an iteration do not divide.
     """
     settings = config.train
     if config.method.stage != "ppo":
-        size, accumulation = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
+        size = settings.per_device_train_batch_size * num_processes
+        accumulation = settings.gradient_accumulation_steps
     else:
-        group, minibatch = config.generation.num_return_sequences, optimizer_rows(config)
+        group, minibatch = config.generation.num_return_sequences, optimizer_rows(config, num_processes)
+        of_processes = f" x {num_processes} processes" if num_processes > 1 else ""
         if minibatch % group:
             raise UserError(
                 f"num_return_sequences: {group} does not divide per_device_train_batch_size x "
-                f"gradient_accumulation_steps = {minibatch}; a step takes whole groups of completions"
+                f"gradient_accumulation_steps{of_processes} = {minibatch}; a step takes whole groups of completions"
             )
         size, accumulation = minibatch * config.ppo.ppo_buffer_size // group, 1
     return steps_plan(
@@ -114,7 +116,7 @@ def make_algorithm(config: RunConfig) -> SFT | BradleyTerry | PPO:
     )
 
 
-def make_engine(config: RunConfig, roles: SharedRoles, plan: StepsPlan) -> Engine:
+def make_engine(config: RunConfig, roles: Roles, plan: StepsPlan, processes: Processes | None = None) -> Engine:
     """The engine, its optimizer and its learning rate schedule (over optimizer steps)."""
     settings, per_step = config.train, 1
     if config.method.stage == "ppo":
@@ -127,6 +129,7 @@ def make_engine(config: RunConfig, roles: SharedRoles, plan: StepsPlan) -> Engin
         eps=settings.adam_epsilon,
         max_grad_norm=settings.max_grad_norm,
         role_learning_rates={Role.CRITIC: critic_rate} if critic_rate else {},
+        clip_per_role=config.ppo.clip_grad_per_role,
     )
     schedule = partial(
         learning_rate_factor,
@@ -143,4 +146,5 @@ def make_engine(config: RunConfig, roles: SharedRoles, plan: StepsPlan) -> Engin
         temperature=config.generation.temperature if online and config.generation.do_sample else 1.0,
         max_tokens=settings.max_tokens_per_microbatch,
         seed=settings.seed,
+        processes=processes,
     )

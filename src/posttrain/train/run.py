@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
 from posttrain.config import RunConfig
 from posttrain.data.datasets import load_dataset
-from posttrain.errors import UserError
+from posttrain.engine import Processes, joined
 from posttrain.models.assemble import offline_assembly, online_assembly
 from posttrain.models.fetch import resolve_model
 from posttrain.models.load import load_tokenizer
@@ -21,6 +23,7 @@ from posttrain.train.failures import explained, reading
 from posttrain.train.machine import peak_memory_bytes
 from posttrain.train.metrics import TRAINER_LOG, MetricsLog
 from posttrain.train.monitor import Monitor, Totals
+from posttrain.train.onlooker import Onlooker
 from posttrain.train.parts import Parts, make_engine, make_plan
 from posttrain.train.plots import plot_run
 from posttrain.train.progress import Progress
@@ -44,12 +47,12 @@ def train(config: RunConfig, *, notify: Callable[[str], None] = lambda sentence:
         RunError: a run that failed; the last checkpoint stays.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint.
     """
+    with joined(timeout=config.train.ddp_timeout, say=notify) as processes:
+        return _train(config, processes, notify if processes.is_first else _silent)
+
+
+def _train(config: RunConfig, processes: Processes, notify: Callable[[str], None]) -> dict[str, Any]:
     settings = config.train
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            "started as one of several processes (WORLD_SIZE is set), but a run is one process for now: start it "
-            "without torchrun"
-        )
     for sentence in config.warnings:
         notify(sentence)
     model = config.model
@@ -59,7 +62,8 @@ def train(config: RunConfig, *, notify: Callable[[str], None] = lambda sentence:
         "reads": _read_folders(config),
     }
     RunDirectory.check(settings.output_dir, **place)
-    folder = resolve_model(model.model_name_or_path, revision=model.model_revision, cache_dir=model.cache_dir)
+    with processes.first_alone():
+        folder = resolve_model(model.model_name_or_path, revision=model.model_revision, cache_dir=model.cache_dir)
     tokenizer = load_tokenizer(folder, use_fast=model.use_fast_tokenizer, trust_remote_code=model.trust_remote_code)
     splits = load_dataset(
         config.data,
@@ -69,7 +73,7 @@ def train(config: RunConfig, *, notify: Callable[[str], None] = lambda sentence:
         margin_column=config.reward_model.margin_column,
     )
     notify(splits.report.sentence())
-    plan = make_plan(config, len(splits.train))
+    plan = make_plan(config, len(splits.train), processes.size)
     finished = _finished(Path(settings.output_dir).expanduser(), plan, settings.resume_from_checkpoint)
     if finished is not None:
         notify(f"{settings.output_dir} already holds this run, finished: nothing to do")
@@ -83,11 +87,22 @@ def train(config: RunConfig, *, notify: Callable[[str], None] = lambda sentence:
     for sentence in (*assembly.notes, *(str(w.message) for w in caught if "cannot run packed" in str(w.message))):
         notify(sentence)
     # only now: whatever was wrong with the configuration has been said, and an earlier run may be removed
-    directory = RunDirectory.create(settings.output_dir, **place)
+    processes.wait()
+    with processes.first_alone():
+        directory = _directory(settings.output_dir, place, processes)
     if directory.notice:
         notify(directory.notice)
-    engine = make_engine(config, assembly.roles, plan)
+    engine = make_engine(config, assembly.roles, plan, processes)
     return _run(Parts(config, directory, tokenizer, splits, plan, assembly, engine), notify)
+
+
+def _silent(sentence: str) -> None:
+    """Process 0 has said it."""
+
+
+def _directory(path: str, place: Mapping[str, Any], processes: Processes) -> RunDirectory:
+    """The run directory, which process 0 makes and writes to."""
+    return RunDirectory.create(path, **place) if processes.is_first else Onlooker(Path(path).expanduser())
 
 
 def _read_folders(config: RunConfig) -> list[str]:
@@ -108,19 +123,25 @@ def _finished(folder: Path, plan: StepsPlan, resume: bool | str | None) -> dict[
 def _run(parts: Parts, notify: Callable[[str], None]) -> dict[str, Any]:
     """Resume or start, loop, and write the results."""
     config, directory, settings = parts.config, parts.directory, parts.config.train
+    processes = parts.engine.processes
     checkpoint = directory.resume_checkpoint(settings.resume_from_checkpoint)
+    _require_same_start(parts, checkpoint)
     if checkpoint is not None:
         with reading(checkpoint, directory):
             parts.engine.resume(checkpoint)
     else:
         directory.clear_logs()
     start = parts.steps_done
+    processes.wait()  # until all have read the checkpoint
     directory.write_text("config.yaml", yaml.safe_dump(config.to_flat(), allow_unicode=True, sort_keys=False))
     with (
-        Progress(parts.plan.total, config.method.stage, settings.disable_tqdm, initial=start) as progress,
+        _shown(processes) as stream,
+        Progress(
+            parts.plan.total, config.method.stage, settings.disable_tqdm, initial=start, stream=stream
+        ) as progress,
         MetricsLog(
             directory,
-            tensorboard="tensorboard" in settings.report_to,
+            tensorboard="tensorboard" in settings.report_to and processes.is_first,
             total_steps=parts.plan.total,
             start_step=start,
             run_name=settings.run_name,
@@ -138,6 +159,7 @@ def _run(parts: Parts, notify: Callable[[str], None]) -> dict[str, Any]:
             save=parts.save,
             evaluate=stage.evaluate,
             default_metric=stage.default_metric,
+            processes=processes,
         )
         if checkpoint is not None:
             with reading(checkpoint, directory):
@@ -149,6 +171,32 @@ def _run(parts: Parts, notify: Callable[[str], None]) -> dict[str, Any]:
         final = _last_evaluation(parts, stage, monitor)
     results = {**_train_results(parts, monitor.totals), **_first(before)}
     return _write_results(parts, results, final, notify)
+
+
+@contextmanager
+def _shown(processes: Processes) -> Iterator[TextIO]:
+    """Where progress goes: standard error, and for the silent processes nowhere."""
+    if processes.is_first:
+        yield sys.stderr
+    else:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere:
+            yield nowhere
+
+
+def _require_same_start(parts: Parts, checkpoint: Path | None) -> None:
+    """Processes whose data, model or checkpoint differ would train different models without a sign of it.
+
+    Raises:
+        UserError: if they do.
+    """
+    if parts.engine.processes.size == 1:
+        return
+    weights = sum(float(p.detach().double().abs().sum()) for p in parts.engine.roles.parameters() if p.requires_grad)
+    parts.engine.processes.require_equal(
+        [parts.assembly.lineage.base.fingerprint, weights, len(parts.splits.train), checkpoint and checkpoint.name],
+        "the processes of this run do not start from the same: their model, their data or their checkpoint differ. On "
+        "several machines, give paths on a disk that all of them see",
+    )
 
 
 def _before(parts: Parts, stage: Stage, monitor: Monitor) -> Mapping[str, Any]:
@@ -206,7 +254,7 @@ def _write_results(
     directory = parts.directory
     directory.save_model(lambda folder: parts.assembly.save(folder, parts.tokenizer), reads=_read_folders(parts.config))
     epoch = {"epoch": results["epoch"]}
-    if parts.config.train.plot_loss:
+    if parts.config.train.plot_loss and parts.engine.processes.is_first:
         try:
             plot_run(directory)
         except OSError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from transformers import PreTrainedModel
 
 from posttrain.algorithms import PPO
 from posttrain.algorithms.running import reward_std, with_rewards
@@ -16,8 +17,9 @@ from posttrain.data.template import pad_token_id
 from posttrain.errors import UserError
 from posttrain.models.forward import is_packed
 from posttrain.rewards import Reward, RoleReward, SqlExecutionReward
-from posttrain.rollout import SamplingParams, SlotSampler
+from posttrain.rollout import Sampler, SamplingParams, SlotSampler
 from posttrain.train import offline, online
+from posttrain.train.dealt import DealtReward, DealtSampler
 from posttrain.train.experience import sequence_kl
 from posttrain.train.monitor import Monitor
 from posttrain.train.parts import Parts, make_algorithm, optimizer_rows
@@ -61,7 +63,8 @@ class OfflineStage:
         pad = pad_token_id(parts.tokenizer)
         make_batch = partial(collate_pairs if config.method.stage == "rm" else collate, pad_id=pad)
         splits = parts.splits
-        self._rows = offline.Rows(splits.train, splits.validation, lengths_of(splits.train), make_batch)
+        size = parts.engine.processes.size
+        self._rows = offline.Rows(splits.train, splits.validation, lengths_of(splits.train), make_batch, size)
         self._parts = parts
         self._algorithm = make_algorithm(config)
         self.measures_before = config.method.stage == "pt"
@@ -82,21 +85,21 @@ class OnlineStage:
 
     def __init__(self, parts: Parts, progress: Progress) -> None:
         """Put sampler, reward and gates together."""
-        config, roles = parts.config, parts.assembly.roles
-        if not is_packed(roles.backbone):
+        config, actor = parts.config, parts.assembly.roles.backbone_of(Role.ACTOR)
+        if not is_packed(actor):
             raise UserError(
-                f"{type(roles.backbone).__name__} cannot run with packed attention, which sampling needs; stages pt, "
+                f"{type(actor).__name__} cannot run with packed attention, which sampling needs; stages pt, "
                 "sft and rm do train it."
             )
         algorithm = make_algorithm(config)
         assert isinstance(algorithm, PPO)
-        rows = optimizer_rows(config)
+        rows = optimizer_rows(config, parts.engine.processes.size)
         seed = config.train.seed if config.train.data_seed is None else config.train.data_seed
         self._parts, self._progress, self._algorithm = parts, progress, algorithm
         self._run = online.OnlineRun(
             engine=parts.engine,
             algorithm=algorithm,
-            sampler=SlotSampler(roles.backbone, num_slots=config.ppo.num_rollout_slots),
+            sampler=make_sampler(parts, actor),
             reward=make_reward(parts),
             tokenizer=parts.tokenizer,
             prompts=parts.splits.train,
@@ -106,7 +109,7 @@ class OnlineStage:
             minibatch_size=rows,
             seed=seed,
             shuffle=not config.train.disable_shuffling,
-            tolerance=config.ppo.gate_tolerance or GATE_TOLERANCE[roles.backbone.dtype],
+            tolerance=config.ppo.gate_tolerance or GATE_TOLERANCE[actor.dtype],
             on_first_rewards=self._calibrate_critic,
             record=self._record,
         )
@@ -120,15 +123,12 @@ class OnlineStage:
 
     def _calibrate_critic(self, batch: RolloutBatch) -> None:
         """A critic that starts from the reward head is put on the scale of the normalised rewards."""
-        roles = self._parts.assembly.roles
-        starts_from_reward = roles.costumes[Role.CRITIC].wears != roles.costumes[Role.ACTOR].wears
-        if Role.REWARD not in roles.costumes:
-            return
-        if not (starts_from_reward and self._algorithm.normalize_rewards) or batch.rewards is None:
+        assembly = self._parts.assembly
+        if not (assembly.critic_from_reward and self._algorithm.normalize_rewards) or batch.rewards is None:
             return
         seen = with_rewards(AlgorithmState(), batch.rewards)
         std = reward_std(seen) + 1e-8
-        head = roles.head("value")
+        head = assembly.roles.head("value")
         with torch.no_grad():
             head.weight.div_(std)
             head.bias.sub_(seen.reward_mean).div_(std)
@@ -149,17 +149,24 @@ class OnlineStage:
         self._parts.directory.append_jsonl("completions.jsonl", *rows)
 
 
+def make_sampler(parts: Parts, actor: PreTrainedModel) -> Sampler:
+    """The slots of this process; several processes share out the prompts."""
+    sampler, processes = SlotSampler(actor, num_slots=parts.config.ppo.num_rollout_slots), parts.engine.processes
+    return sampler if processes.size == 1 else DealtSampler(sampler, processes)
+
+
 def make_reward(parts: Parts) -> Reward:
     """Where completions get their reward: the reward role, or the database."""
     config = parts.config
     if config.ppo.reward_funcs is None:
         return RoleReward(parts.engine.scores)
-    limits = config.evaluate
-    return SqlExecutionReward(
+    limits, processes = config.evaluate, parts.engine.processes
+    reward = SqlExecutionReward(
         Path(limits.database_dir or config.data.dataset_dir),
         time_limit_s=limits.sql_time_limit,
         row_limit=limits.sql_row_limit,
     )
+    return reward if processes.size == 1 else DealtReward(reward, processes)
 
 
 def sampling_params(parts: Parts) -> SamplingParams:
