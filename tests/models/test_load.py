@@ -191,3 +191,13 @@ def test_without_dropout_train_mode_computes_what_eval_does(kind: str) -> None:
     disable_dropout(model)
     torch.testing.assert_close(logits(), expected)
     assert model.training
+
+
+def test_a_bare_vocabulary_is_wordpiece(tmp_path: Path) -> None:
+    """As folders of Chinese GPT-2 models come: the model's own class would know no word of it."""
+    GPT2Config(n_embd=8, n_layer=1, n_head=1, architectures=["RewardModel"]).save_pretrained(tmp_path)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "你", "好", "a"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer("你好a").input_ids == [2, 5, 6, 7, 3]
+    assert (tokenizer.pad_token, tokenizer.eos_token) == ("[PAD]", "[SEP]")

@@ -76,18 +76,18 @@ def test_a_bin_of_one_tensor(base) -> None:
 
 
 def test_a_missing_head_says_what_was_looked_for(base, tmp_path) -> None:
-    with pytest.raises(UserError, match=r"has no score head: none of value_head\.safetensors, .*pytorch_model\.bin"):
+    with pytest.raises(UserError, match=r"has no reward head: none of value_head\.safetensors, .*pytorch_model\.bin"):
         read_reward_folder(base)
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(target_modules=["q_proj"]))
     model.save_pretrained(tmp_path / "adapter")
-    with pytest.raises(UserError, match=r"adapter has no score head: .*copy value_head\.safetensors too"):
+    with pytest.raises(UserError, match=r"adapter has no reward head: .*copy value_head\.safetensors too"):
         read_reward_folder(tmp_path / "adapter")
 
 
 def test_encoders_have_no_score_head(tmp_path) -> None:
     size = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     BertForSequenceClassification(BertConfig(**size, intermediate_size=8, num_labels=1)).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="has no score head"):
+    with pytest.raises(UserError, match="has no reward head"):
         read_reward_folder(tmp_path)
 
 

@@ -197,11 +197,11 @@ def find_heads(folder: str | Path) -> Iterator[FoundHead]:
             yield FoundHead(path=path, module=module_name, weight=weight, bias=leaves.get("bias"), skips=skips)
 
 
-def no_head(folder: str | Path) -> UserError:
+def no_head(folder: str | Path, what: str = "score") -> UserError:
     """That ``folder`` has none, what was looked for, and what to do."""
     files = ", ".join(name for name in _PLACES if not name.endswith(".index.json"))
     return UserError(
-        f"{folder} has no score head: none of {files} in it holds one (v_head.summary, score or value_fn). "
+        f"{folder} has no {what} head: none of {files} in it holds one (v_head.summary, score or value_fn). "
         "Point to the output folder of a reward stage; if the head was left behind when the folder was "
         "copied, copy value_head.safetensors too."
     )

@@ -62,10 +62,12 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of a model or adapter folder; one without a padding token pads with its end-of-text token.
 
+    A bare ``vocab.txt`` is WordPiece, whatever the model; its texts end with the separator token.
+
     Raises:
         UserError: no such folder, or no readable tokenizer in it.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, BertTokenizer
 
     folder = _existing(path)
     if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
@@ -73,16 +75,29 @@ def load_tokenizer(
             f"{folder} holds no tokenizer (looked for {', '.join(_TOKENIZER_FILES[:3])}). "
             "Copy the tokenizer files of the base model into it."
         )
+    kind: Any = BertTokenizer if _is_bare_wordpiece(folder) else AutoTokenizer
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(
+            tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(
                 str(folder), use_fast=use_fast, trust_remote_code=trust_remote_code, local_files_only=True
             )
     except Exception as error:  # parsers of many formats, each with errors of its own
         raise UserError(f"{folder}: the tokenizer cannot be read ({first_line(error)}).") from error
+    if tokenizer.eos_token is None and tokenizer.sep_token is not None:
+        tokenizer.eos_token = tokenizer.sep_token
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _is_bare_wordpiece(folder: Path) -> bool:
+    """Whether a vocabulary of words is all there is: the model's own class would make an empty tokenizer of it."""
+    named = any(
+        read_json(folder / name).get("tokenizer_class")
+        for name in ("config.json", "tokenizer_config.json")
+        if (folder / name).is_file()
+    )
+    return not named and [file for file in _TOKENIZER_FILES[:5] if (folder / file).is_file()] == ["vocab.txt"]
 
 
 def choose_dtype(dtype: DtypeName, device: str | torch.device, folder: str | Path) -> tuple[torch.dtype, str | None]:

@@ -162,7 +162,7 @@ def _the_head(folder: Path) -> FoundHead:
     """The one head in ``folder``."""
     heads = list(find_heads(folder))
     if not heads:
-        raise no_head(folder)
+        raise no_head(folder, "reward")
     for other in heads[1:]:
         if not other.agrees(heads[0]):
             raise UserError(
