@@ -314,7 +314,6 @@ def test_reports_can_be_switched_off():
         ({"optim": "adafactor"}, "`optim: adafactor` is not supported"),
         ({"num_beams": 4}, "`num_beams: 4` is not supported"),
         ({"reward_model_type": "api"}, "reward_model_type: lora"),
-        ({"reward_model_type": "full"}, "reward_model_type: lora"),
         ({"additional_target": "embed_tokens"}, "finetuning_type: freeze"),
         ({"quantization_bit": 4}, "unquantised"),
         ({"task": "mmlu_test"}, "lm-eval"),

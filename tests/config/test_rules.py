@@ -13,7 +13,8 @@ PPO = {**SFT, "stage": "ppo", "reward_model": "r"}
     ("config", "part"),
     [
         ({**SFT, "stage": "ppo"}, "`reward_model` is missing"),
-        ({**PPO, "finetuning_type": "full"}, "`finetuning_type: full` cannot run in stage ppo"),
+        ({**PPO, "finetuning_type": "full", "critic": "adapter"}, "a critic of its own is then `critic: model`"),
+        ({**PPO, "critic": "model"}, "a critic of its own is then `critic: adapter`"),
         ({**PPO, "lora_dropout": 0.1}, "`lora_dropout` must be 0"),
         ({**PPO, "neat_packing": True}, "`neat_packing` is for stage pt;"),
         ({**SFT, "stage": "rm", "packing": True}, "`packing` is for stage pt;"),
@@ -66,6 +67,8 @@ def test_what_cannot_work_is_refused(config, part):
         {**SFT, "packing": False, "neat_packing": False, "group_by_length": True},
         {**SFT, "stage": "rm", "group_by_length": True},
         {**PPO, "packing": False, "group_by_length": False},
+        {**PPO, "finetuning_type": "full", "critic": "model", "reward_model_type": "full"},
+        {**PPO, "finetuning_type": "freeze", "clip_grad_per_role": True},
     ],
 )
 def test_what_works_passes_without_a_word(config):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from posttrain.errors import UserError
-from posttrain.models import assemble, backbone
+from posttrain.models import assemble_offline, backbone
 from posttrain.models.assemble import offline_assembly
 from posttrain.types import Role
 
@@ -69,7 +69,7 @@ def test_full_training_says_that_half_precision_is_not_used(offline, monkeypatch
 
     monkeypatch.setattr(backbone, "load_causal_lm", load)
     monkeypatch.setattr(backbone, "device", lambda: cuda)
-    monkeypatch.setattr(assemble, "device", lambda: cuda)
+    monkeypatch.setattr(assemble_offline, "device", lambda: cuda)
     assert any("full trains the weights themselves" in n for n in offline(finetuning_type="full", bf16=True).notes)
     assert offline(bf16=True).notes == ()
     assert offline().notes == ()

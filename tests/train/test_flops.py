@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from posttrain.engine import Engine
 from posttrain.errors import UserError
-from posttrain.models import assemble
+from posttrain.models import assembly
 from posttrain.models.packing import packed
 from posttrain.rollout import SlotSampler
 from posttrain.train import run as train_run
@@ -183,7 +183,7 @@ def test_default_runs_execute_what_live_tokens_need(measured, stage) -> None:
 @pytest.mark.parametrize("stage", ["sft", "rm"])
 def test_the_padded_fallback_exceeds_the_bound(measured, monkeypatch, stage) -> None:
     """Proof that the test above would notice: with padded batches the same run needs a good deal more."""
-    monkeypatch.setattr(assemble, "prepare_trunk", lambda model: False)
+    monkeypatch.setattr(assembly, "prepare_trunk", lambda model: False)
     shares = measured(stage)
     assert shares["train"] > 1.2, shares
 
@@ -197,6 +197,6 @@ def test_unshared_prefixes_exceed_the_bound_too(measured, monkeypatch) -> None:
 
 
 def test_ppo_does_not_run_padded_at_all(measured, monkeypatch) -> None:
-    monkeypatch.setattr(assemble, "prepare_trunk", lambda model: False)
+    monkeypatch.setattr(assembly, "prepare_trunk", lambda model: False)
     with pytest.raises(UserError, match="LlamaForCausalLM cannot run with packed attention, which sampling needs"):
         measured("ppo")

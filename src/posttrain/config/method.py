@@ -64,8 +64,8 @@ class PPOConfig:
         help="A reward that needs no model. sql_execution runs the completion on the database that its row names: 1 "
         "for the rows of the reference, 0.2 for SQL that runs, else 0.",
     )
-    reward_model_type: Literal["lora", "full", "api"] = option(
-        "lora", help="Only `lora`: the reward is an adapter and a head on the shared backbone."
+    reward_model_type: Literal["lora", "full"] | None = option(
+        None, help="What `reward_model` must be, lora: an adapter, full: a whole model; null takes either."
     )
     ppo_buffer_size: int = option(
         1,
@@ -90,12 +90,16 @@ class PPOConfig:
     clip_range_value: float = option(0.2, help="How far a value may move from its old one.", above=0)
     value_coef: float = option(0.1, help="Weight of the value loss.", minimum=0)
     entropy_coef: float = option(0.0, help="Weight of the entropy bonus.", minimum=0)
-    critic: Literal["adapter", "value_head"] = option(
+    critic: Literal["value_head", "adapter", "model"] = option(
         "value_head",
-        help="adapter: a critic of its own, started from the reward adapter; value_head: a head on the actor's trunk.",
+        help="value_head: a head on the actor's trunk; adapter (lora) and model (full, freeze): a critic of its own, "
+        "started from the reward model.",
     )
     value_learning_rate: float | None = option(
         None, help="Learning rate of the critic; null is `learning_rate`.", above=0
+    )
+    clip_grad_per_role: bool = option(
+        False, help="Clip the gradients of actor and critic to `max_grad_norm` each by itself, not both together."
     )
     num_rollout_slots: int = option(32, help="Sequences that are decoded at the same time.", minimum=1)
     allow_mismatch: bool = option(

@@ -19,7 +19,9 @@ def problems(config: RunConfig, command: Command) -> list[Finding]:
     """What keeps the command from working."""
     rules = [_numbers]
     if command == "train":
-        rules += [_required, _stage, _data, _adapters, _ppo, _evaluation, _best_model, _precision]
+        rules += [_required, _stage, _data, _adapters, _reward, _ppo, _evaluation, _best_model, _precision]
+    if command == "loop":
+        rules += [_stage, _adapters, _ppo, _precision]
     if command == "export":
         rules += [_export]
     return [finding for rule in rules for finding in rule(config)]
@@ -30,6 +32,8 @@ def cautions(config: RunConfig, command: Command) -> list[str]:
     rules: list[Callable[[RunConfig], Iterator[str]]] = [_legacy_export]
     if command == "train":
         rules += [_foreign_stage, _batching, _sampling, _double_warmup, _predict, _save_only]
+    if command == "loop":
+        rules += [_sampling, _double_warmup]
     return [sentence for rule in rules for sentence in rule(config)]
 
 
@@ -85,7 +89,7 @@ def _adapters(config: RunConfig) -> Iterator[Finding]:
         yield "lora_target", "`lora_target` is empty; give `all` or the names of linear layers, such as q_proj,v_proj"
 
 
-def _ppo(config: RunConfig) -> Iterator[Finding]:
+def _reward(config: RunConfig) -> Iterator[Finding]:
     if config.method.stage != "ppo":
         return
     if not (config.ppo.reward_model or config.ppo.reward_funcs):
@@ -96,11 +100,17 @@ def _ppo(config: RunConfig) -> Iterator[Finding]:
         )
     if config.ppo.reward_model and config.ppo.reward_funcs:
         yield "reward_funcs", "`reward_funcs` and `reward_model` both say what a completion is worth; keep one"
-    if config.method.finetuning_type != "lora":
+
+
+def _ppo(config: RunConfig) -> Iterator[Finding]:
+    if config.method.stage != "ppo":
+        return
+    kind, fitting = config.method.finetuning_type, "adapter" if config.method.finetuning_type == "lora" else "model"
+    if config.ppo.critic not in ("value_head", fitting):
         yield (
-            "finetuning_type",
-            f"`finetuning_type: {config.method.finetuning_type}` cannot run in stage ppo: actor, reference, reward and "
-            "critic share one frozen backbone and differ by their adapters; use finetuning_type: lora",
+            "critic",
+            f"`critic: {config.ppo.critic}` does not go with finetuning_type: {kind}; a critic of its own is then "
+            f"`critic: {fitting}`",
         )
     if config.method.lora_dropout:
         yield (

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from torch import nn
@@ -31,7 +32,52 @@ class Costume:
     trains: str | None = None
 
 
-class SharedRoles(nn.Module):
+class Roles(nn.Module, ABC):
+    """What loops, algorithms and rewards see of the roles, however many models stand behind them."""
+
+    @abstractmethod
+    def __contains__(self, role: object) -> bool:
+        """Whether this role is there to be asked."""
+
+    @abstractmethod
+    def parameters_of(self, role: Role) -> dict[str, nn.Parameter]:
+        """Name -> parameter of what this role trains: its adapter or base weights, and its scalar head."""
+
+    @abstractmethod
+    def backbone_of(self, role: Role) -> PreTrainedModel:
+        """The model that this role runs on; the sampler decodes with the actor's."""
+
+    @abstractmethod
+    def head(self, name: str) -> ScalarHead:
+        """The "score" or "value" head."""
+
+    @abstractmethod
+    def wearing(self, role: Role) -> AbstractContextManager[None]:
+        """Hold a role's adapters around forward AND backward: recomputed activations need them too."""
+
+    @abstractmethod
+    def sampling_as(self, role: Role) -> AbstractContextManager[PreTrainedModel]:
+        """The role's backbone with its adapters merged into the weights for the time of the context."""
+
+    @abstractmethod
+    def together(self, roles: tuple[Role, ...]) -> list[tuple[Role, ...]]:
+        """Roles grouped by what answers them, in order: one forward for each group."""
+
+    @abstractmethod
+    def forward(self, batch: Batch, roles: tuple[Role, ...], *, temperature: float = 1.0) -> Outputs:
+        """What these roles say of a batch.
+
+        Args:
+            batch: [B, T].
+            roles: one role, or several of one group.
+            temperature: the sampling policy's, for log-probabilities.
+
+        Raises:
+            ValueError: if the roles cannot share a forward.
+        """
+
+
+class SharedRoles(Roles):
     """One backbone; ``forward(batch, roles)`` runs it in those roles' costume.
 
     Roles with equal ``wears`` share one forward and one backward. Scalar heads stand outside the backbone.
@@ -62,6 +108,14 @@ class SharedRoles(nn.Module):
         self._worn: tuple[str, ...] | None = None
         self._trainable = frozenset(name for role in self.costumes for name in self.parameters_of(role))
         self.wear(())
+
+    def __contains__(self, role: object) -> bool:
+        """See ``Roles``."""
+        return role in self.costumes
+
+    def backbone_of(self, role: Role) -> PreTrainedModel:
+        """The one backbone."""
+        return self.backbone
 
     def parameters_of(self, role: Role) -> dict[str, nn.Parameter]:
         """Name -> parameter of what this role trains: its adapter or base weights, and its scalar head."""

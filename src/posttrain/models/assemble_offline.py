@@ -1,0 +1,112 @@
+"""From a configuration to the one role that pt, sft and rm train."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from posttrain.config import RunConfig
+from posttrain.config.loader import STAGE_DEFAULT
+from posttrain.errors import UserError
+from posttrain.models.adapters import add_adapter, linear_names
+from posttrain.models.assembly import (
+    Assembly,
+    base_parameters,
+    finish,
+    lineage_on,
+    named,
+    new_adapter,
+    wear_for_good,
+)
+from posttrain.models.backbone import device, load_backbone, model_folder, precision
+from posttrain.models.chains import Link, chain, check_links
+from posttrain.models.heads import ScalarHead
+from posttrain.models.lineage import fingerprint
+from posttrain.models.roles import Costume, SharedRoles
+from posttrain.types import Role
+
+
+def offline_assembly(config: RunConfig) -> Assembly:
+    """One trained role: the actor (pt, sft) or the reward (rm), on the adapters given as parents.
+
+    LoRA continues the last adapter of ``adapter_name_or_path`` unless ``create_new_adapter``.
+    """
+    method, role = config.method, Role.REWARD if config.method.stage == "rm" else Role.ACTOR
+    links = chain(config.model.adapter_name_or_path)
+    if links and method.finetuning_type != "lora":
+        raise UserError(
+            f"adapter_name_or_path is set, but finetuning_type is {method.finetuning_type}: adapters are trained with "
+            "lora only. Export them into a model first (posttrain export), then train that."
+        )
+    trains_base = method.finetuning_type != "lora"
+    backbone = load_backbone(config, trains_base=trains_base)
+    mark = fingerprint(backbone)
+    notes = precision(config, device(), trains_base=trains_base)[1] + check_links(
+        links,
+        mark,
+        key="adapter_name_or_path",
+        model=config.model.model_name_or_path,
+        folder=model_folder(config),
+        allow_mismatch=config.ppo.allow_mismatch,
+    )
+    stands_on = named("adapter_name_or_path", links)
+    head = "score" if role is Role.REWARD else "lm_head"
+    heads = {"score": _score_head(config, backbone, links)} if role is Role.REWARD else {}
+    if trains_base:
+        roles = SharedRoles(
+            backbone,
+            {role: Costume(wears=(), head=head, trains="base")},
+            heads,
+            base_trains=base_parameters(backbone, method),
+        )
+        own_config = None
+    else:
+        continues = bool(links) and not method.create_new_adapter
+        parents = links[:-1] if continues else links
+        own_config = links[-1].files.config if continues else new_adapter(config, backbone)
+        notes += _without_effect(config, backbone, links[-1]) if continues else ()
+        wear_for_good(backbone, parents)
+        add_adapter(backbone, role, own_config, links[-1].files.state if continues else None, seed=config.train.seed)
+        roles = SharedRoles(backbone, {role: Costume(wears=(role,), head=head, trains=role)}, heads)
+        links = parents
+    finish(config, backbone)
+    return Assembly(
+        roles=roles,
+        own=role if own_config else None,
+        own_config=own_config,
+        base_name=config.model.model_name_or_path,
+        lineage=lineage_on(config, mark, links),
+        stands_on=stands_on,
+        notes=notes,
+    )
+
+
+def _without_effect(config: RunConfig, backbone: PreTrainedModel, link: Link) -> tuple[str, ...]:
+    """Keys that shape a new adapter, given with other values than those of the adapter that is continued."""
+    method, own = config.method, link.files.config
+    covered = {key.split(".lora_")[0].rsplit(".", 1)[-1] for key in link.files.state}
+    targets = linear_names(backbone) if method.lora_target == ("all",) else method.lora_target
+    pairs = {
+        "lora_rank": (method.lora_rank, own.r),
+        "lora_alpha": (method.lora_alpha, own.lora_alpha),
+        "lora_dropout": (method.lora_dropout, own.lora_dropout),
+        "use_rslora": (method.use_rslora, own.use_rslora),
+        "lora_target": (",".join(sorted({t.rsplit(".", 1)[-1] for t in targets})), ",".join(sorted(covered))),
+    }
+    return tuple(
+        f"{key}: {given} changes nothing, since the adapter {link.folder} is continued, which has {has}. Set "
+        "create_new_adapter: true to train a new one on top of it."
+        for key, (given, has) in pairs.items()
+        if given != has and config.sources.get(key, STAGE_DEFAULT) != STAGE_DEFAULT
+    )
+
+
+def _score_head(config: RunConfig, backbone: PreTrainedModel, links: Sequence[Link]) -> ScalarHead:
+    width = int(backbone.config.get_text_config().hidden_size)
+    if links and not config.method.create_new_adapter and links[-1].files.head is not None:
+        head = ScalarHead.load(links[-1].folder, width)
+    else:
+        head = ScalarHead(width, "score", generator=torch.Generator().manual_seed(config.train.seed))
+    return head.to(device())

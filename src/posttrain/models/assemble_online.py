@@ -1,0 +1,205 @@
+"""From a configuration to the roles of PPO: on one backbone where that is exact, on several where it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from peft import LoraConfig
+from transformers import PreTrainedModel
+
+from posttrain.config import RunConfig
+from posttrain.models.adapters import add_adapter
+from posttrain.models.assembly import (
+    Assembly,
+    base_parameters,
+    finish,
+    lineage_on,
+    named,
+    new_adapter,
+    put_on,
+    wear_for_good,
+)
+from posttrain.models.backbone import device, load_backbone, model_folder, precision
+from posttrain.models.chains import Link, common_prefix
+from posttrain.models.heads import ScalarHead
+from posttrain.models.lineage import Lineage, read_lineage
+from posttrain.models.merging import merge
+from posttrain.models.reward_folder import RewardFolder
+from posttrain.models.roles import Costume, Roles, SharedRoles
+from posttrain.models.separate import SeparateRoles
+from posttrain.models.trunks import Common, RewardTrunk, common_backbone, gigabytes, reward_folder, reward_trunk
+from posttrain.types import Role
+
+
+class _Member:
+    """A backbone while it is being dressed."""
+
+    def __init__(self, backbone: PreTrainedModel) -> None:
+        self.backbone = backbone
+        self.width = int(backbone.config.get_text_config().hidden_size)
+        self.costumes: dict[Role, Costume] = {}
+        self.heads: dict[str, ScalarHead] = {}
+        self.base_trains: frozenset[str] = frozenset()
+
+    def dressed(self, config: RunConfig) -> SharedRoles:
+        heads = {name: head.to(device()) for name, head in self.heads.items()}
+        roles = SharedRoles(self.backbone, self.costumes, heads, base_trains=self.base_trains)
+        finish(config, self.backbone)
+        return roles
+
+
+class _Parts:
+    """What both kinds of assembly begin with: actor's and reward's models, the reference and the reward dressed.
+
+    Without ``reward_model`` there is no reward role. Where the reward stands on the actor's backbone, both share it.
+    """
+
+    def __init__(self, config: RunConfig, *, trains_base: bool) -> None:
+        self.config = config
+        self.reward = reward_folder(config)
+        self.links = self.reward.links if self.reward else ()
+        self.common = common_backbone(config, self.links, trains_base=trains_base)
+        self.beside: RewardTrunk | None = None
+        self.notes = precision(config, device(), trains_base=trains_base)[1] + self.common.notes
+        if self.reward is not None:
+            self.beside, said = reward_trunk(config, self.reward, self.common)
+            self.notes += said
+        self.policy = _Member(self.common.backbone)
+        self.host = self.policy if self.beside is None else _Member(self.beside.load())
+        actor_links = self.common.actor_links
+        shared = len(actor_links)
+        if self.reward is not None and self.beside is None:
+            shared = common_prefix((actor_links, self.links[:-1]))
+        wear_for_good(self.policy.backbone, actor_links[:shared])
+        self.parents = put_on(self.policy.backbone, actor_links[shared:], "parent")
+        self.policy.costumes[Role.REFERENCE] = Costume(wears=self.parents, head="lm_head")
+        self.reward_wears = self.parents
+        if self.reward is not None:
+            own = self.links[shared:] if self.beside is None else self.links
+            self.reward_wears = _dress_reward(self.host, self.reward, own)
+
+    def critic_head(self, width: int) -> ScalarHead:
+        """The head of a critic that has a trunk of its own: the reward's, else a fresh one."""
+        return ScalarHead(width, "value") if self.reward is None else self.reward.head(width, kind="value")
+
+    def assembly(self, roles: Roles, own_config: LoraConfig | None, notes: Sequence[str]) -> Assembly:
+        config, actor_links = self.config, self.common.actor_links
+        stands_on = named("adapter_name_or_path", actor_links) + named("reward_model", self.links)
+        if self.reward is not None and not self.links:
+            stands_on += (("reward_model", self.reward.folder, self.reward.lineage),)
+        return Assembly(
+            roles=roles,
+            own="actor" if own_config else None,
+            own_config=own_config,
+            base_name=config.model.model_name_or_path,
+            lineage=_lineage(config, self.common.mark, actor_links),
+            stands_on=stands_on,
+            notes=(*self.notes, *notes),
+            critic_from_reward=self.reward is not None and config.ppo.critic != "value_head",
+        )
+
+
+def online_assembly(config: RunConfig) -> Assembly:
+    """The roles of PPO; see the role table in the design page.
+
+    Adapters (lora) share one backbone, with the reward's beside it where that is another one; weights that train
+    themselves (full, freeze) need a model for each role that trains, and one for those that do not.
+
+    Raises:
+        UserError: the reward model cannot score what this actor writes.
+    """
+    return _with_adapters(config) if config.method.finetuning_type == "lora" else _with_models(config)
+
+
+def _with_adapters(config: RunConfig) -> Assembly:
+    """Actor and critic are adapters; a critic of its own starts from the reward's list, else the actor's parents."""
+    parts = _Parts(config, trains_base=False)
+    policy, host, seed = parts.policy, parts.host, config.train.seed
+    own_config = new_adapter(config, policy.backbone)
+    add_adapter(policy.backbone, "actor", own_config, seed=seed)
+    actor = Costume(wears=(*parts.parents, "actor"), head="lm_head", trains="actor")
+    policy.costumes[Role.ACTOR] = actor
+    if config.ppo.critic == "adapter":
+        critic_config = own_config if host is policy else new_adapter(config, host.backbone)
+        add_adapter(host.backbone, "critic", critic_config, seed=seed)
+        wears = (*parts.reward_wears, "critic")
+        host.costumes[Role.CRITIC] = Costume(wears=wears, head="value", trains="critic")
+        host.heads["value"] = parts.critic_head(host.width)
+    else:
+        policy.costumes[Role.CRITIC] = Costume(wears=actor.wears, head="value", trains="actor")
+        policy.heads["value"] = ScalarHead(policy.width, "value")
+    if parts.beside is None:
+        return parts.assembly(policy.dressed(config), own_config, ())
+    lives = ", and the critic with it" if Role.CRITIC in host.costumes else ""
+    note = (
+        f"reward_model stands on {parts.beside.name}, another model than {parts.common.name}: a second backbone is in "
+        f"memory for the reward{lives}, {gigabytes(host.backbone)} more."
+    )
+    members = {"policy": policy.dressed(config), "reward": host.dressed(config)}
+    return parts.assembly(SeparateRoles(members), own_config, (note,))
+
+
+def _with_models(config: RunConfig) -> Assembly:
+    """Actor and critic train their own weights; reference and reward are frozen, on one model where they can be."""
+    parts = _Parts(config, trains_base=True)
+    actor = _Member(load_backbone(config, trains_base=True))
+    actor.base_trains = base_parameters(actor.backbone, config.method)
+    actor.costumes[Role.ACTOR] = Costume(wears=(), head="lm_head", trains="base")
+    members = {"actor": actor, "reference": parts.policy}
+    if parts.beside is not None:
+        members["reward"] = parts.host
+    if config.ppo.critic == "model":
+        critic = _Member(_critic_trunk(config, parts.links, parts.common, parts.beside))
+        critic.base_trains = base_parameters(critic.backbone, config.method) - _head_of_its_own(critic.backbone)
+        members["critic"] = critic
+    else:
+        critic = actor
+    critic.costumes[Role.CRITIC] = Costume(wears=(), head="value", trains="base")
+    critic.heads["value"] = ScalarHead(actor.width, "value") if critic is actor else parts.critic_head(critic.width)
+    holds = "; ".join(" and ".join(member.costumes) for member in members.values())
+    note = (
+        f"finetuning_type: {config.method.finetuning_type} in stage ppo holds {len(members)} models in memory, "
+        f"{gigabytes(*(member.backbone for member in members.values()))} of weights: {holds}."
+    )
+    roles = SeparateRoles({name: member.dressed(config) for name, member in members.items()})
+    return parts.assembly(roles, None, (note,))
+
+
+def _dress_reward(host: _Member, reward: RewardFolder, links: Sequence[Link]) -> tuple[str, ...]:
+    """Put the reward role onto its backbone; returns what it wears."""
+    wears: tuple[str, ...] = ()
+    if links:
+        wears = (*put_on(host.backbone, links[:-1], "reward_parent"), "reward")
+        add_adapter(host.backbone, "reward", links[-1].files.config, links[-1].files.state)
+    host.costumes[Role.REWARD] = Costume(wears=wears, head="score")
+    host.heads["score"] = reward.head(host.width)
+    return wears
+
+
+def _critic_trunk(
+    config: RunConfig, links: Sequence[Link], common: Common, beside: RewardTrunk | None
+) -> PreTrainedModel:
+    """The model that a critic of its own starts from: the reward's, its adapters added in; else the actor's."""
+    if beside is not None:
+        model = beside.load(trains_base=True)
+    else:
+        other = None if common.name == config.model.model_name_or_path else common.name
+        model = load_backbone(config, other, trains_base=True)
+    merge(model, links, lambda: None)
+    return model
+
+
+def _head_of_its_own(model: PreTrainedModel) -> frozenset[str]:
+    """Parameters of the output head that are not the embedding's too: no value ever reaches them."""
+    inside = {id(p) for p in model.get_output_embeddings().parameters()}
+    inside -= {id(p) for p in model.get_input_embeddings().parameters()}
+    return frozenset(name for name, p in model.named_parameters() if id(p) in inside)
+
+
+def _lineage(config: RunConfig, mark: str, actor_links: Sequence[Link]) -> Lineage:
+    """What the actor stands on as users see it: the model they named, and the adapters they named."""
+    merged = read_lineage(Path(model_folder(config)))
+    if merged is not None and merged.weights is not None and merged.weights != mark:
+        return lineage_on(config, merged.weights, actor_links[len(merged.parents) :])
+    return lineage_on(config, mark, actor_links)

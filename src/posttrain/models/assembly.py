@@ -1,0 +1,160 @@
+"""An assembly: dressed roles, how their result is written, and the steps that every assembly goes through."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from peft import LoraConfig
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from posttrain.config import MethodConfig, RunConfig
+from posttrain.errors import UserError
+from posttrain.models.adapter_files import write_adapter
+from posttrain.models.adapters import adapter_state, add_adapter, fold, lora_config
+from posttrain.models.chains import Link
+from posttrain.models.forward import is_packed, prepare_trunk
+from posttrain.models.lineage import Backbone, Lineage, check_template, write_lineage
+from posttrain.models.load import disable_dropout
+from posttrain.models.roles import Roles
+from posttrain.models.saving import share
+from posttrain.types import Role
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assembly:
+    """Roles ready to run, and how their result is written.
+
+    Attributes:
+        roles: over one backbone or several.
+        own: name of the adapter the run saves; None saves the whole model.
+        own_config: its LoRA configuration.
+        base_name: ``model_name_or_path`` as the result should name it.
+        lineage: recorded beside the result.
+        stands_on: (configuration key, folder, its lineage) of everything that was loaded beneath.
+        notes: sentences for the user about what was assembled.
+        critic_from_reward: the critic's head began as the reward's, on the scale of raw scores.
+    """
+
+    roles: Roles
+    own: str | None
+    own_config: LoraConfig | None
+    base_name: str
+    lineage: Lineage
+    stands_on: tuple[tuple[str, Path, Lineage | None], ...] = ()
+    notes: tuple[str, ...] = ()
+    critic_from_reward: bool = False
+
+    def under_template(self, fingerprint: str, *, allow_mismatch: bool) -> Assembly:
+        """The same assembly, to be saved with this chat template.
+
+        Raises:
+            UserError: if something it stands on was trained with another one.
+        """
+        found = [
+            check_template(lineage, fingerprint, folder=folder, key=key, allow_mismatch=allow_mismatch)
+            for key, folder, lineage in self.stands_on
+        ]
+        notes = (*self.notes, *(note for note in found if note))
+        return dataclasses.replace(self, lineage=dataclasses.replace(self.lineage, template=fingerprint), notes=notes)
+
+    def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Write what was trained as a folder that peft or transformers load: weights, head, tokenizer, lineage."""
+        folder.mkdir(parents=True, exist_ok=True)
+        role = Role.ACTOR if Role.ACTOR in self.roles else Role.REWARD
+        backbone = self.roles.backbone_of(role)
+        if self.own is None:
+            backbone.save_pretrained(folder)
+            for weights in folder.glob("*.safetensors"):
+                share(weights)
+        elif self.own_config is not None:
+            state = adapter_state(backbone, self.own)
+            write_adapter(folder, self.own_config, state, base_model_name_or_path=self.base_name)
+        if role is Role.REWARD:
+            self.roles.head("score").save(folder)
+        tokenizer.save_pretrained(folder)
+        write_lineage(folder, self.lineage)
+
+
+def base_parameters(model: PreTrainedModel, method: MethodConfig) -> frozenset[str]:
+    """Names of the backbone parameters that full or freeze fine-tuning trains.
+
+    Raises:
+        UserError: if freeze names layers or modules that the model does not have.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    if method.finetuning_type == "full":
+        return frozenset(names)
+    count = int(model.config.get_text_config().num_hidden_layers)
+    layers = next(n for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count)
+    wanted = method.freeze_trainable_layers
+    if wanted == 0 or abs(wanted) > count:
+        raise UserError(
+            f"freeze_trainable_layers is {wanted}; the model has {count} layers: use 1 to {count} or negatives"
+        )
+    chosen = range(count - wanted, count) if wanted > 0 else range(-wanted)
+    prefixes = tuple(f"{layers}.{i}." for i in chosen)
+    modules = method.freeze_trainable_modules
+    inside = [n for n in names if n.startswith(prefixes) and (modules == ("all",) or any(m in n for m in modules))]
+    outside = [n for n in names if any(m in n for m in method.freeze_extra_modules) and not n.startswith(f"{layers}.")]
+    if not inside:
+        raise UserError(f"freeze_trainable_modules: no parameter of the chosen layers is called {', '.join(modules)}")
+    return frozenset(inside + outside)
+
+
+def named(key: str, links: Sequence[Link]) -> tuple[tuple[str, Path, Lineage | None], ...]:
+    """The links of a chain as ``Assembly.stands_on`` lists them."""
+    return tuple((key, link.folder, link.files.lineage) for link in links)
+
+
+def new_adapter(config: RunConfig, backbone: PreTrainedModel) -> LoraConfig:
+    """The LoRA configuration that the keys ask for, on this backbone."""
+    method = config.method
+    return lora_config(
+        backbone,
+        rank=method.lora_rank,
+        alpha=method.lora_alpha or 2 * method.lora_rank,
+        dropout=0.0 if method.stage == "ppo" else method.lora_dropout,
+        targets=method.lora_target,
+        use_rslora=method.use_rslora,
+    )
+
+
+def put_on(backbone: PreTrainedModel, links: Sequence[Link], prefix: str) -> tuple[str, ...]:
+    """Load adapters into a backbone; returns their names in it."""
+    names = tuple(f"{prefix}{number}" for number in range(len(links)))
+    for name, link in zip(names, links, strict=True):
+        add_adapter(backbone, name, link.files.config, link.files.state)
+    return names
+
+
+def wear_for_good(backbone: PreTrainedModel, links: Sequence[Link]) -> None:
+    """Adapters that every role wears and nobody trains are added to the base weights once."""
+    fold(backbone, put_on(backbone, links, "parent"))
+
+
+def finish(config: RunConfig, backbone: PreTrainedModel) -> None:
+    """Packed attention, activation checkpointing, and no dropout where log-probabilities must repeat."""
+    if config.method.stage == "ppo":
+        disable_dropout(backbone)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        if not is_packed(backbone):
+            prepare_trunk(backbone)
+    if config.train.gradient_checkpointing:
+        # transformers renamed it in 5.20 and warns about the old name
+        enable = getattr(backbone, "activation_checkpointing_enable", backbone.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
+
+
+def lineage_on(config: RunConfig, mark: str, links: Sequence[Link]) -> Lineage:
+    """The lineage of what is trained on ``model_name_or_path`` (fingerprint ``mark``) and these adapters."""
+    return Lineage(
+        stage=config.method.stage,
+        base=Backbone(name_or_path=config.model.model_name_or_path, fingerprint=mark),
+        parents=tuple(link.parent for link in links),
+    )
