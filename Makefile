@@ -1,4 +1,4 @@
-# make demo | test | check | clean
+# make demo | test | check | soak | clean
 #
 # Needs Python 3.11 or newer and nothing else; everything is installed into .venv, once.
 #   make demo PYTHON=/path/to/python3     chooses the interpreter
@@ -17,13 +17,14 @@ PYTHON ?=
 TORCH_INDEX ?=
 PIP_FLAGS ?= -qq
 PYTEST_FLAGS ?=
+SOAK_FLAGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install $(PIP_FLAGS)
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
-.PHONY: demo test check clean
+.PHONY: demo test check soak clean
 
 demo: $(VENV)/installed
 	$(BIN)/posttrain model fetch smollm2-135m-instruct
@@ -39,6 +40,11 @@ check: $(VENV)/installed-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python scripts/check_links.py
+
+# Kills runs of every stage 20 times each and compares what they end with: 15 minutes and more.
+#   make soak SOAK_FLAGS="--stages ppo --kills 5 --seed 7"
+soak: $(VENV)/installed-test
+	$(BIN)/python scripts/soak.py $(SOAK_FLAGS)
 
 # Results under outputs/ and saves/ stay.
 clean:
