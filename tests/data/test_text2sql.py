@@ -77,6 +77,21 @@ def test_questions_to_make_pairs_of_come_on_top_and_change_nothing_else(tmp_path
     assert all(rows_of(tmp_path / "9", row["db"], row["gold"]) for row in rows)
 
 
+def test_annotators_in_a_hurry_ask_for_every_column(tmp_path):
+    plain, half, all_of_them = (generate(tmp_path / str(s), seed=7, **SMALL, hasty_share=s) for s in (0.0, 0.5, 1.0))
+    assert {name for name in plain.digests if plain.digests[name] != half.digests[name]} == {"sft.json"}
+    right, hurried = ([row["output"] for row in read(tmp_path / s, "sft.json")] for s in ("0.0", "1.0"))
+    changed = [(a, b) for a, b in zip(right, hurried, strict=True) if a != b]
+    assert 0.4 * len(right) < len(changed) < len(right)
+    for a, b in changed:
+        assert b.startswith("SELECT * FROM ")
+        assert b.partition(" FROM ")[2] == a.partition(" FROM ")[2]
+    mixed = [row["output"] for row in read(tmp_path / "0.5", "sft.json")]
+    assert all(row in pair for row, pair in zip(mixed, zip(right, hurried, strict=True), strict=True))
+    assert mixed not in (right, hurried)
+    assert all_of_them.counts == plain.counts
+
+
 def test_shapes_are_those_of_the_formats(data):
     directory, _ = data
     row = read(directory, "sft.json")[0]
@@ -231,6 +246,7 @@ def test_max_columns_bounds_the_tables(tmp_path):
         ({"languages": ("fr",)}, "languages"),
         ({"languages": ()}, "languages"),
         ({"chinese_share": 1.5}, "chinese_share"),
+        ({"hasty_share": 1.5}, "between 0 and 1"),
         ({"max_columns": 2}, "max_columns"),
         ({"num_tables": 3}, "num_tables"),
         ({"domains": load_domains()[:1]}, "domains"),

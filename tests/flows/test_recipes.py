@@ -20,6 +20,8 @@ AFTER = {
     "rm": ("sft",),
     "ppo": ("sft", "rm"),
     "ppo_adapter_critic": ("sft", "rm"),
+    "ppo_execution": ("sft",),
+    "ppo_full": ("sft_full", "sft", "rm"),
     "export": ("ppo",),
     "predict": ("export",),
     "eval_sql": ("sft", "rm", "ppo"),
@@ -27,7 +29,7 @@ AFTER = {
 """Recipe -> the recipes whose results it starts from, as its comment says."""
 
 COMMANDS = {"export": ("export",), "predict": ("generate", "chat"), "eval_sql": ("eval",)}
-ADAPTERS = ("pt", "sft", "sft_text", "rm", "ppo", "ppo_adapter_critic")
+ADAPTERS = ("pt", "sft", "sft_text", "rm", "ppo", "ppo_adapter_critic", "ppo_execution")
 COUNTS = {"pretrain": 30, "pretrain_heldout": 4, "sft": 20, "pairs": 16, "prompts": 32, "heldout": 4}
 
 

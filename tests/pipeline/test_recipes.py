@@ -1,4 +1,4 @@
-"""The text-to-SQL recipe as it is shipped, every stage for two steps on a tiny model."""
+"""The text-to-SQL recipes as they are shipped, every stage for two steps on a tiny model."""
 
 import json
 
@@ -9,6 +9,7 @@ from posttrain.pipeline.prepare import check_prepared
 from posttrain.pipeline.run import run_pipeline
 
 RECIPE = "recipes/text2sql/pipeline.yaml"
+FULL = "recipes/text2sql/full.yaml"
 NUMBERS = ("tables=10", "pretrain=4", "pretrain_heldout=4", "sft=16", "pairs=16", "prompts=16", "heldout=4")
 SMALL = ("num_heldout_pairs=4", *(f"num_{number}" for number in NUMBERS))
 
@@ -49,3 +50,31 @@ def test_the_recipe_runs_from_text_to_report(recipe, tiny_llama, tmp_path, monke
     run_pipeline(recipe, overrides, said.append)
     assert sum(sentence.endswith("done already") for sentence in said) == 6
     assert (tmp_path / "out" / "pipeline_state.json").read_text(encoding="utf-8") == state
+
+
+def test_one_number_seeds_the_whole_proof(request):
+    pipeline = load_pipeline(request.config.rootpath / FULL, ["prepare.text2sql.seed=7"])
+    assert [stage.kind for stage in pipeline.stages] == ["sft", "generate", "rm", "ppo", "ppo", "evaluate"]
+    assert {stage.values["seed"] for stage in pipeline.stages} == {7} == {pipeline.prepare[0].seed}
+    assert pipeline.warnings == ()
+    rewards = [(stage.values.get("reward_model"), stage.values.get("reward_funcs")) for stage in pipeline.stages[3:5]]
+    assert rewards == [("outputs/text2sql-full/seed-1/reward", None), (None, "sql_execution")]
+
+
+@pytest.mark.slow
+def test_the_proof_runs_from_tables_to_predictions(request, tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    numbers = ("num_tables=10", "num_sft=16", "num_questions=8", "num_prompts=16", "num_heldout=4")
+    overrides = [
+        f"output_dir={tmp_path / 'out'}",
+        f"model_name_or_path={tiny_llama}",
+        "max_steps=2",
+        *(f"{stage}.max_new_tokens=8" for stage in ("sample", "ppo", "ppo_execution", "evaluate")),
+        "report_to=none",
+        *(f"prepare.text2sql.{number}" for number in numbers),
+    ]
+    run_pipeline(request.config.rootpath / FULL, overrides, lambda sentence: None)
+    lines = (tmp_path / "out" / "evaluate" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert {json.loads(line)["variant"] for line in lines} == {"base", "sft", "ppo", "ppo_execution"}
+    rewards = (tmp_path / "out" / "ppo_execution" / "completions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert {round(json.loads(line)["reward"], 6) for line in rewards} <= {0.0, 0.2, 1.0}

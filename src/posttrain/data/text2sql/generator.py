@@ -6,11 +6,13 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from posttrain.data.text2sql.examples import Example, Pool
+from posttrain.data.text2sql.mistakes import hasty
 from posttrain.data.text2sql.tables import Database, Domain, draw_database, load_domains
 from posttrain.errors import UserError
 
@@ -69,6 +71,7 @@ def generate(
     num_heldout: int = 100,
     num_heldout_pairs: int = 100,
     num_questions: int = 0,
+    hasty_share: float = 0.0,
     languages: Sequence[str] = ("en", "zh"),
     chinese_share: float = 0.3,
     num_tables: int = 240,
@@ -86,6 +89,8 @@ def generate(
         num_pretrain, num_pretrain_heldout: documents. num_sft, num_prompts, num_heldout: questions.
         num_pairs, num_heldout_pairs: preference pairs.
         num_questions: more questions for training, for a model to answer and a judge to make pairs of.
+        hasty_share: of the SFT answers, written by an annotator in a hurry: ``SELECT *`` where some columns were asked
+            for, DISTINCT forgotten. What a model imitates, and preferences can then correct.
         languages: "en", "zh" or both. chinese_share: of all rows when both.
         num_tables: concrete tables, one SQLite file each, a fifth of them held out.
         domains: subjects to draw from; None is all of the package.
@@ -95,10 +100,13 @@ def generate(
         The manifest, also written as ``manifest.json``.
 
     Raises:
-        UserError: languages, counts or max_columns that cannot work.
+        UserError: languages, counts, shares or max_columns that cannot work.
     """
     domains = tuple(load_domains() if domains is None else domains)
     share = _language_share(languages, chinese_share)
+    if not 0 <= hasty_share <= 1:
+        raise UserError(f"hasty_share is {hasty_share}: it must lie between 0 and 1")
+    demonstrate = partial(_demonstration, hasty_share=hasty_share, rng=Random(f"text2sql hasty {seed}"))
     _check(directory, domains, num_tables, max_columns)
     rng = Random(f"text2sql {seed}")
     sides = _split(domains, rng)
@@ -109,7 +117,7 @@ def generate(
         "heldout.jsonl": (map(_heldout_row, test.examples(num_heldout)), num_heldout),
         "pairs_heldout.json": (test.pairs(num_heldout_pairs), num_heldout_pairs),
         "pretrain_heldout.jsonl": (test.documents(num_pretrain_heldout), num_pretrain_heldout),
-        "sft.json": (map(_sft_row, train.examples(num_sft)), num_sft),
+        "sft.json": (map(demonstrate, train.examples(num_sft)), num_sft),
         "pairs.json": (train.pairs(num_pairs), num_pairs),
         "prompts.json": (map(_prompt_row, train.examples(num_prompts)), num_prompts),
         "pretrain.jsonl": (train.documents(num_pretrain), num_pretrain),
@@ -200,6 +208,11 @@ def _databases(
 
 def _sft_row(example: Example) -> dict[str, Any]:
     return {"instruction": example.instruction, "input": "", "output": example.query.sql()}
+
+
+def _demonstration(example: Example, *, hasty_share: float, rng: Random) -> dict[str, Any]:
+    query = hasty(example.query) if rng.random() < hasty_share else example.query
+    return _sft_row(example) | {"output": query.sql()}
 
 
 def _prompt_row(example: Example) -> dict[str, Any]:

@@ -44,6 +44,12 @@ def broken_answers(query: Query, database: Database, rng: Random) -> Iterator[tu
             yield mistake, text
 
 
+def hasty(query: Query) -> Query:
+    """The query as an annotator in a hurry writes it: every column instead of those asked for, DISTINCT forgotten."""
+    plain = query.group is None and not any(term.function for term in query.select)
+    return dataclasses.replace(query, select=(Term(None),) if plain else query.select, distinct=False)
+
+
 def _swapped(query: Query, old: Column, new: Column) -> list[Query]:
     """The query with one use of ``old`` replaced by ``new``, for each place where it is used."""
     results = []
