@@ -72,9 +72,12 @@ class Peers:
         Args:
             saves: it may be writing a checkpoint, and gets longer.
         """
-        self._leaving.set()
         self._heard[0].wait(_SAVES if saves else _HEARS)
         return self._statuses.get(0)
+
+    def is_leaving(self) -> None:
+        """Take note that the main thread needs no interruption any more."""
+        self._leaving.set()
 
     def loss(self) -> PeerEndedError:
         """The error that says which processes are missing."""

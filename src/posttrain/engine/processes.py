@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from posttrain.engine.peers import GONE, INTERRUPTED, PeerEndedError, Peers
-from posttrain.errors import PosttrainError, RunError, UserError
+from posttrain.errors import RunError, UserError
 
 _BUCKET = 25_000_000
 """Numbers that are summed in one go."""
@@ -48,8 +49,7 @@ class Processes:
         if self.size > 1:
             from torch import distributed
 
-            with self._together():
-                distributed.all_reduce(tensor)
+            self._done(distributed.all_reduce(tensor, async_op=True))
         return tensor
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
@@ -77,8 +77,8 @@ class Processes:
         lengths[self.rank] = len(text)
         width = int(self.sum(lengths).max())
         texts = [torch.zeros(width, dtype=torch.uint8) for _ in range(self.size)]
-        with self._together():
-            distributed.all_gather(texts, torch.nn.functional.pad(text, (0, width - len(text))))
+        padded = torch.nn.functional.pad(text, (0, width - len(text)))
+        self._done(distributed.all_gather(texts, padded, async_op=True))
         pairs = zip(texts, lengths.tolist(), strict=True)
         return [json.loads(bytes(found[:length].tolist())) for found, length in pairs]
 
@@ -113,16 +113,22 @@ class Processes:
         if any(other != found[0] for other in found):
             raise UserError(complaint)
 
-    @contextmanager
-    def _together(self) -> Iterator[None]:
+    def _done(self, work: Any) -> None:
+        """Wait for an operation in a way that signals and the loss of a process can interrupt."""
+        pause = 5e-5
+        while not work.is_completed():
+            if self._peers is not None and self._peers.lost():
+                raise PeerEndedError("another process of this run ended")
+            time.sleep(pause)
+            pause = min(1.5 * pause, 0.01)
         try:
-            yield
+            work.wait()
         except RuntimeError as error:
-            if self._peers is None or self._peers.lost(5.0):
-                raise PeerEndedError("another process of this run ended") from error
+            if "timed out" not in str(error).lower():
+                raise PeerEndedError("the connection to another process of this run broke") from error
             raise RunError(
-                f"the processes of this run lost each other ({str(error).splitlines()[0]}). If one of them is merely "
-                "slow, raise ddp_timeout, the seconds that the others wait."
+                "the other processes of this run did not come to the same point in time. If one of them is merely "
+                "slow, raise ddp_timeout, the seconds that they wait for each other."
             ) from error
 
 
@@ -205,21 +211,22 @@ def _leave(rank: int, peers: Peers, error: BaseException) -> None:
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, which must not come before the message
-    is_own = isinstance(error, PosttrainError) and not isinstance(error, PeerEndedError)
-    status = INTERRUPTED if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_status", 1)
+    peers.is_leaving()
+    # a launcher ends all processes when one has ended, which looks like Ctrl-C
+    interrupted, follows = isinstance(error, KeyboardInterrupt), isinstance(error, PeerEndedError)
+    status = INTERRUPTED if interrupted else getattr(error, "exit_status", 1)
     if rank > 0:
-        first = peers.status_of_first(saves=isinstance(error, KeyboardInterrupt))
-        if first is not None and first > 0 and not isinstance(error, KeyboardInterrupt):
+        first = peers.status_of_first(saves=interrupted)
+        if first is not None and first > 0 and not (interrupted and first == INTERRUPTED):
             raise _said(first) from error
-        if first == GONE and not is_own:
+        if first == GONE and (interrupted or follows):
             raise peers.loss() from error
         peers.leave(status)
         return
-    # a launcher ends all processes when one has ended, which looks like Ctrl-C
-    follows = peers.missing(0.5) if isinstance(error, KeyboardInterrupt) else not is_own and peers.lost()
-    peers.leave(1 if follows else status)
-    if follows:
+    if peers.missing(0.5) if interrupted else follows and peers.lost(1.0):
+        peers.leave(1)
         raise peers.loss() from error
+    peers.leave(status)
 
 
 def _said(status: int) -> PeerEndedError:
