@@ -5,7 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -16,13 +17,14 @@ from posttrain.config import RunConfig
 from posttrain.engine.microbatches import DEFAULT_MAX_TOKENS, microbatches
 from posttrain.errors import UserError
 from posttrain.models.adapters import add_adapter, fold, lora_layers, merged, wear
-from posttrain.models.backbone import load_backbone
+from posttrain.models.backbone import model_folder
 from posttrain.models.chains import Link, chain, check_links, common_prefix
-from posttrain.models.fetch import resolve_model
-from posttrain.models.forward import answer, prepare_trunk
+from posttrain.models.forward import answer, is_packed, prepare_trunk
 from posttrain.models.heads import ScalarHead, find_head
-from posttrain.models.lineage import fingerprint
+from posttrain.models.lineage import read_lineage
 from posttrain.models.load import load_tokenizer
+from posttrain.models.reward_folder import RewardFolder
+from posttrain.models.trunks import Common, RewardTrunk, common_backbone, reward_folder, reward_trunk
 from posttrain.types import Batch
 
 ONLY = "model"
@@ -38,12 +40,14 @@ class Outfit:
         reference: adapters of the policy that its KL is measured against; None where it has none.
         head: the reward head that lies beside its outermost adapter.
         links: its adapter folders.
+        trunk: a model of its own, where it is not the backbone.
     """
 
     wears: tuple[str, ...]
     reference: tuple[str, ...] | None = None
     head: ScalarHead | None = None
     links: tuple[Link, ...] = ()
+    trunk: PreTrainedModel | None = None
 
 
 class Wardrobe:
@@ -84,21 +88,26 @@ class Wardrobe:
     def logprobs(self, names: tuple[str, ...], batch: Batch) -> Tensor:
         """[B, T] log-probability of each token of ``loss_mask`` under these adapters, on the CPU."""
         with self.wearing(names):
-            return self._answered(batch, "lm_head", {})
+            return self._answered(self.backbone, batch, "lm_head", {})
 
     def scores(self, outfit: Outfit, batch: Batch) -> Tensor:
         """[B] the reward that an outfit with a head gives each sequence, on the CPU."""
         assert outfit.head is not None
+        heads = {"score": outfit.head.to(self.device)}
+        if outfit.trunk is not None:
+            return self._answered(outfit.trunk, batch, "score", heads)
         with self.wearing(outfit.wears):
-            return self._answered(batch, "score", {"score": outfit.head.to(self.device)})
+            return self._answered(self.backbone, batch, "score", heads)
 
     @torch.no_grad()
-    def _answered(self, batch: Batch, want: Literal["lm_head", "score"], heads: Mapping[str, ScalarHead]) -> Tensor:
+    def _answered(
+        self, model: PreTrainedModel, batch: Batch, want: Literal["lm_head", "score"], heads: Mapping[str, ScalarHead]
+    ) -> Tensor:
         """One forward for each micro-batch; rows that share a prefix compute it once."""
         found = torch.zeros(len(batch)) if want == "score" else torch.zeros(batch.input_ids.shape)
         for piece in microbatches(_numbered(batch), self._max_tokens):
             rows = piece.number
-            out = answer(self.backbone, heads, piece.to(self.device), wants=(want,))
+            out = answer(model, heads, piece.to(self.device), wants=(want,))
             values = out.scores if want == "score" else out.logprobs
             assert values is not None
             if want == "score":
@@ -112,28 +121,27 @@ def load_wearing(config: RunConfig) -> Wardrobe:
     """The backbone of a configuration with all that its ``variants`` and ``reward_model`` wear.
 
     Without ``variants`` there is one, called "model", which wears ``adapter_name_or_path``. Adapters that all of them
-    begin with are folded into the weights.
+    begin with are folded into the weights. A reward model that stands on another model is loaded beside it; where that
+    is the base under a merged model, the base serves both.
 
     Raises:
         UserError: a folder is missing, was trained on another backbone, or is no reward model where one is needed.
     """
     model = config.model
-    folder = resolve_model(model.model_name_or_path, revision=model.model_revision, cache_dir=model.cache_dir)
+    folder = model_folder(config)
     tokenizer = load_tokenizer(folder, use_fast=model.use_fast_tokenizer, trust_remote_code=model.trust_remote_code)
-    chains = {name: chain(folders) for name, folders in variant_folders(config).items()}
-    reward_chain = _reward_chain(config)
-    backbone = load_backbone(config)
-    mark = fingerprint(backbone)
-    notes: list[str] = []
-    for name, links in (*chains.items(), ("reward_model", reward_chain or ())):
-        allowed = config.ppo.allow_mismatch
-        notes += check_links(
-            links, mark, key=name, model=model.model_name_or_path, folder=folder, allow_mismatch=allowed
-        )
-    all_links = [*chains.values(), *([reward_chain] if reward_chain else [])]
+    reward = reward_folder(config)
+    common = common_backbone(config, reward.links if reward else ())
+    chains, notes = _variant_chains(config, common, folder)
+    beside = None
+    if reward is not None:
+        beside, said = reward_trunk(config, reward, common)
+        notes += said
+    backbone = common.backbone
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # peft's, that there will be several adapters
-        put_on = _put_on(backbone, all_links)
+        put_on = _put_on(backbone, [*chains.values(), *([reward.links] if reward and beside is None else [])])
+        scorer = _reward_outfit(reward, beside, put_on, backbone) if reward else None
     prepare_trunk(backbone)
     backbone.eval()
     variants = {name: _outfit(links, put_on) for name, links in chains.items()}
@@ -144,7 +152,7 @@ def load_wearing(config: RunConfig) -> Wardrobe:
         backbone,
         tokenizer,
         variants,
-        _outfit(reward_chain, put_on) if reward_chain else None,
+        scorer,
         max_tokens=config.train.max_tokens_per_microbatch or DEFAULT_MAX_TOKENS,
         notes=list(dict.fromkeys(notes)),
     )
@@ -169,16 +177,46 @@ def variant_folders(config: RunConfig) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _reward_chain(config: RunConfig) -> tuple[Link, ...] | None:
-    if config.ppo.reward_model is None:
-        return None
-    links = chain([config.ppo.reward_model])
-    if links[-1].files.head is None:
-        raise UserError(
-            f"reward_model: {config.ppo.reward_model} has no reward head (value_head.safetensors). Give the folder "
-            "that stage rm wrote; an adapter alone cannot score."
-        )
-    return links
+def _variant_chains(
+    config: RunConfig, common: Common, folder: Path
+) -> tuple[dict[str, tuple[Link, ...]], tuple[str, ...]]:
+    """Variant name -> what it wears on the common backbone; and sentences for the user.
+
+    Where that is the base under a merged model, every variant wears what was merged in first.
+    """
+    own = chain(config.model.adapter_name_or_path)
+    merged_in = common.actor_links[: len(common.actor_links) - len(own)]
+    recorded = read_lineage(folder) if merged_in else None
+    mark = recorded.weights if recorded and recorded.weights else common.mark
+    name_or_path, allowed = config.model.model_name_or_path, config.ppo.allow_mismatch
+    checked = {link.fingerprint for link in own}
+    chains, notes = {}, common.notes
+    for name, folders in variant_folders(config).items():
+        links = chain(folders)
+        rest = [link for link in links if link.fingerprint not in checked]
+        notes += check_links(rest, mark, key=name, model=name_or_path, folder=folder, allow_mismatch=allowed)
+        chains[name] = (*merged_in, *links)
+    return chains, notes
+
+
+def _reward_outfit(
+    reward: RewardFolder, beside: RewardTrunk | None, put_on: Mapping[str, str], backbone: PreTrainedModel
+) -> Outfit:
+    """The reward model: adapters on the backbone, or a model beside it."""
+    if beside is None:
+        head = reward.head(int(backbone.config.get_text_config().hidden_size))
+        return replace(_outfit(reward.links, put_on), head=head)
+    trunk = beside.load()
+    names = [f"folded{number}" for number in range(len(beside.links))]
+    for name, link in zip(names, beside.links, strict=True):
+        add_adapter(trunk, name, link.files.config, link.files.state)
+    if names:
+        fold(trunk, names)
+    trunk.requires_grad_(False)
+    if not is_packed(trunk):
+        prepare_trunk(trunk)
+    head = reward.head(int(trunk.config.get_text_config().hidden_size))
+    return Outfit(wears=(), head=head, links=reward.links, trunk=trunk.eval())
 
 
 def _put_on(backbone: PreTrainedModel, chains: Sequence[tuple[Link, ...]]) -> dict[str, str]:
