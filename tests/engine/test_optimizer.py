@@ -1,4 +1,4 @@
-"""Which parameters AdamW gets, at which rate, with which decay."""
+"""Which parameters AdamW gets, at which rate, with which decay, and how gradients are clipped."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from posttrain.engine import OptimizerSettings
-from posttrain.engine.optimizer import adamw
+from posttrain.engine.optimizer import adamw, clip_gradients
 from posttrain.types import Role
 
 
@@ -41,3 +41,28 @@ def test_groups_by_role_and_decay() -> None:
 def test_nothing_to_train() -> None:
     with pytest.raises(ValueError, match="no parameter trains"):
         adamw({Role.ACTOR: {}}, OptimizerSettings(learning_rate=0.1))
+
+
+def clipped(parameters, **settings):
+    for number, parameter in enumerate({id(p): p for owned in parameters.values() for p in owned.values()}.values()):
+        parameter.grad = torch.full_like(parameter, number + 1.0)
+    return clip_gradients(parameters, OptimizerSettings(learning_rate=1.0, **settings))
+
+
+def test_gradients_are_clipped_together_or_each_role_by_itself() -> None:
+    """Norms 2 and 4 by hand: four entries of 1 and four of 2, together the root of 20."""
+    one, two = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(4))
+    parameters = {Role.ACTOR: {"one": one}, Role.CRITIC: {"two": two}}
+    for per_role, expected in ((False, (2 / 20**0.5, 4 / 20**0.5)), (True, (1.0, 1.0))):
+        norm = clipped(parameters, max_grad_norm=1.0, clip_per_role=per_role)
+        assert norm == pytest.approx(20**0.5)
+        assert (float(one.grad.norm()), float(two.grad.norm())) == pytest.approx(expected, rel=1e-4)
+        assert clipped(parameters, max_grad_norm=0.0, clip_per_role=per_role) == pytest.approx(20**0.5)
+        assert (float(one.grad.norm()), float(two.grad.norm())) == (2.0, 4.0)
+
+
+def test_what_two_roles_train_is_clipped_once() -> None:
+    one, two = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(4))
+    parameters = {Role.ACTOR: {"one": one}, Role.CRITIC: {"one": one, "two": two}}
+    assert clipped(parameters, clip_per_role=True) == pytest.approx(20**0.5)
+    assert (float(one.grad.norm()), float(two.grad.norm())) == pytest.approx((1.0, 1.0), rel=1e-4)
