@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["ChatModel", "Response", "__version__", "export_model", "run_exp"]
+__all__ = ["ChatModel", "PPOTrainer", "Response", "SampledResponse", "__version__", "export_model", "run_exp"]
 
 if TYPE_CHECKING:
-    from posttrain.api import ChatModel, Response, export_model, run_exp
+    from posttrain.api import ChatModel, PPOTrainer, Response, SampledResponse, export_model, run_exp
 
 
 def __getattr__(name: str) -> Any:
     """Public names load on first use, so that ``import posttrain`` and the command line's help stay light."""
-    if name in ("ChatModel", "Response", "export_model", "run_exp"):
+    if name in __all__:
         from posttrain import api
 
         return getattr(api, name)

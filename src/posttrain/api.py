@@ -1,4 +1,4 @@
-"""What ``import posttrain`` offers: train, export and chat from Python, with the keys of the YAML files."""
+"""What ``import posttrain`` offers: train, export, chat and loops of one's own, with the keys of the YAML files."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any
 from posttrain.config import load_config
 from posttrain.models import export
 from posttrain.serve.model import ChatModel, Response
+from posttrain.train.handed_in import SampledResponse
+from posttrain.train.own_loop import PPOTrainer
 from posttrain.train.run import train
 
-__all__ = ["ChatModel", "Response", "export_model", "run_exp"]
+__all__ = ["ChatModel", "PPOTrainer", "Response", "SampledResponse", "export_model", "run_exp"]
 
 Config = Mapping[str, Any] | str | Path
 

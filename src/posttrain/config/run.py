@@ -13,7 +13,7 @@ from posttrain.config.options import type_hints
 from posttrain.config.train import TrainConfig
 from posttrain.config.use import EvalConfig, ExportConfig, GenerationConfig, PredictConfig
 
-Command = Literal["train", "export", "chat", "generate", "eval"]
+Command = Literal["train", "loop", "export", "chat", "generate", "eval"]
 
 GROUPS: Mapping[str, type] = {
     "model": ModelConfig,

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from posttrain.data.encode import EncodedPrompt
 from posttrain.data.template import pad_token_id
-from posttrain.rollout import Prompt, Sampler, SamplingParams
+from posttrain.rollout import Completion, Prompt, Sampler, SamplingParams
 from posttrain.types import RolloutBatch
 
 
@@ -27,7 +27,11 @@ def collect(
     """Sample ``group_size`` completions of each prompt and lay them out as rows, a group's rows contiguous."""
     asked = [Prompt(input_ids=tuple(p.input_ids), index=i, samples=group_size) for i, p in enumerate(prompts)]
     completions = sampler.generate(asked, params, progress)
-    rows = [(prompts[c.prompt_index], c) for c in completions]
+    return laid_out(tokenizer, [(prompts[c.prompt_index], c) for c in completions])
+
+
+def laid_out(tokenizer: PreTrainedTokenizerBase, rows: Sequence[tuple[EncodedPrompt, Completion]]) -> RolloutBatch:
+    """Prompts and their completions as a rollout table, in this order."""
     width = max(len(prompt.input_ids) + len(c.token_ids) for prompt, c in rows)
     input_ids = torch.full((len(rows), width), pad_token_id(tokenizer))
     attention_mask = torch.zeros(len(rows), width, dtype=torch.bool)
