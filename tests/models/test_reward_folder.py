@@ -352,8 +352,14 @@ def test_reading_loads_no_trunk(make_base, tmp_path, monkeypatch) -> None:
         reward.head(64)
 
 
-def test_the_output_head_shares_the_embedding(make_base, tmp_path) -> None:
-    classifier_on(make_base(), pad_token_id=0).save_pretrained(tmp_path / "rm")
-    trunk: Any = load_reward_trunk(read_reward_folder(tmp_path / "rm"))
+@pytest.mark.parametrize("brings_its_own", [False, True])
+def test_the_output_head_shares_the_embedding(brings_its_own, make_base, tmp_path) -> None:
+    folder = make_base() if brings_its_own else tmp_path / "rm"
+    if brings_its_own:
+        assert "lm_head.weight" in load_file(folder / "model.safetensors")
+        save_file({"v_head.summary.weight": torch.ones(1, WIDTH)}, folder / "value_head.safetensors")
+    else:
+        classifier_on(make_base(), pad_token_id=0).save_pretrained(folder)
+    trunk: Any = load_reward_trunk(read_reward_folder(folder))
     assert trunk.lm_head.weight is trunk.model.embed_tokens.weight
     assert not any(parameter.requires_grad for parameter in trunk.parameters())

@@ -180,8 +180,18 @@ def load_causal_lm(
             f"{folder} lacks {len(missing)} of the weights of a causal language model, among them {missing[0]}. "
             "It may be a sequence classifier (a reward model) or an incomplete copy."
         )
+    if trunk_only:
+        _share_embedding(model)
     model.to(torch.device(device))  # type: ignore[arg-type]
     return model
+
+
+def _share_embedding(model: PreTrainedModel) -> None:
+    """Let go of an output head of its own, which the file brought along."""
+    head: Any = model.get_output_embeddings()
+    embedding: Any = model.get_input_embeddings()
+    if isinstance(head, nn.Linear) and head.weight.shape == embedding.weight.shape:
+        head.weight = embedding.weight
 
 
 def _output_head(model: PreTrainedModel) -> set[str]:
