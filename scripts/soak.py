@@ -32,6 +32,7 @@ STEPS_PER_KILL = {"pt": 12, "sft": 10, "rm": 12, "ppo": 3}
 SIGNALS = ("ctrl-c", "ctrl-c twice", "sigterm")
 _STOPPING = "Stopping after this step"
 _INTERRUPTED = 130
+_MOST_RUNS = 6
 
 
 class SoakError(Exception):
@@ -85,7 +86,7 @@ def table(reports: Sequence[Report]) -> str:
 class Soak:
     """One stage: the run that nobody disturbs, then runs that are killed until the plan of kills is used up."""
 
-    def __init__(self, root: Path, stage: str, aims: Sequence[str], *, seed: int, steps: int = 0, **keys: object):
+    def __init__(self, root: Path, stage: str, aims: Sequence[str], *, seed: int, forked: bool = False, **keys: object):
         """Know what to do.
 
         Args:
@@ -93,11 +94,12 @@ class Soak:
             stage: one of ``STAGES``.
             aims: kills and signals in their order, see ``plan``.
             seed: of the runs and of the times.
-            steps: of each run; 0 goes by the number of aims.
-            keys: of the configuration.
+            forked: see ``Attempt``.
+            keys: of the configuration; ``max_steps`` goes by the number of aims where it is not among them.
         """
         self.root, self.stage, self.seed, self.keys = root, stage, seed, keys
-        self.steps = steps or max(10, len(aims) * STEPS_PER_KILL[stage])
+        self.forked = forked
+        self.steps = int(str(keys.pop("max_steps", 0))) or max(10, len(aims) * STEPS_PER_KILL[stage])
         self.report = Report(stage)
         self.clock = Clock(loading=5.0, training=10.0, ending=1.0)
         self._chance = random.Random(f"{seed}/{stage}")
@@ -114,6 +116,8 @@ class Soak:
         self.run_whole()
         aims = collections.deque(self._aims)
         while aims or not self.report.runs:
+            if self.report.runs == _MOST_RUNS:
+                raise SoakError(f"{self.stage}: {self.report.runs} runs ended before these moments came: {[*aims]}")
             self.report.runs += 1
             folder = self.root / f"{self.stage}-killed-{self.report.runs}"
             shutil.rmtree(folder, ignore_errors=True)
@@ -129,7 +133,7 @@ class Soak:
         """Run undisturbed, and learn how long that takes."""
         shutil.rmtree(self.whole, ignore_errors=True)
         self._configure(self.whole)
-        attempt = Attempt(self.whole)
+        attempt = Attempt(self.whole, forked=self.forked)
         attempt.wait(lambda: attempt.trains)
         began = time.monotonic()
         last = attempt.out / f"checkpoint-{self.steps}"
@@ -146,7 +150,7 @@ class Soak:
         """One start: to the next kill or signal of the plan, or to the end of the run."""
         before = newest_checkpoint(folder / "out")
         asked = (folder / "out" / "all_results.json").exists() or self._chance.random() < 0.5
-        attempt = Attempt(folder, *(["resume_from_checkpoint=true"] if asked else []))
+        attempt = Attempt(folder, *(["resume_from_checkpoint=true"] if asked else []), forked=self.forked)
         self.report.starts += 1
         aim = aims[0] if aims else ""
         if aim in SIGNALS:
@@ -186,7 +190,7 @@ class Soak:
                 attempt.wait(lambda: attempt.leftovers(aim), window)
                 attempt.pause(self._chance.uniform(0.0, 0.004))
             elif aim != "any":
-                place = attempt.reach([aim], max(window, 1.0))
+                place = attempt.reach([aim], 60.0)
         place = attempt.kill(place)
         return place, place is None
 
@@ -243,18 +247,18 @@ def say(sentence: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {sentence}", flush=True)
 
 
-def soak(root: Path, stages: Sequence[str], *, kills: int, seed: int) -> list[Report]:
+def soak(root: Path, stages: Sequence[str], *, kills: int, seed: int, forked: bool) -> list[Report]:
     """All stages; ppo takes its reward from a run of stage rm."""
     make_place(root, seed)
     reports = []
     for stage in stages:
         keys: dict[str, object] = {}
         if stage == "ppo":
-            reward = Soak(root, "rm", (), seed=seed)
+            reward = Soak(root, "rm", (), seed=seed, forked=forked)
             if not (reward.whole / "out" / "all_results.json").exists():
                 reward.run_whole()
             keys["reward_model"] = reward.whole / "out"
-        reports.append(Soak(root, stage, plan(stage, kills, seed), seed=seed, **keys).run())
+        reports.append(Soak(root, stage, plan(stage, kills, seed), seed=seed, forked=forked, **keys).run())
     return reports
 
 
@@ -264,6 +268,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
     parser.add_argument("--kills", type=int, default=20, help="of each stage")
     parser.add_argument("--seed", type=int, default=1, help="of the runs and of the times")
+    parser.add_argument("--forked", action="store_true", help="fork processes that have imported everything: faster")
     parser.add_argument("--folder", type=Path, help="where to run; kept. Without it a temporary one, kept on failure")
     args = parser.parse_args(argv)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -271,7 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     root = args.folder or Path(tempfile.mkdtemp(prefix="posttrain-soak-"))
     try:
-        reports = soak(root, args.stages, kills=args.kills, seed=args.seed)
+        reports = soak(root, args.stages, kills=args.kills, seed=args.seed, forked=args.forked)
     except SoakError as error:
         print(f"{error}\nThe runs are in {root}", file=sys.stderr)
         return 1

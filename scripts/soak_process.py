@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from soak_fork import Fork
+
 # Python runs this file first in the process under test: at SIGUSR1 it writes down what every thread is executing, at
 # once, in C, while the main thread goes on. The command itself stays as users type it.
 _SITE = """
@@ -50,21 +52,29 @@ class Attempt:
         out: its ``output_dir``.
     """
 
-    def __init__(self, folder: Path, *overrides: str) -> None:
-        """Start ``posttrain train train.yaml`` in ``folder``."""
+    def __init__(self, folder: Path, *overrides: str, forked: bool = False) -> None:
+        """Start ``posttrain train train.yaml`` in ``folder``, as a fork of this process where ``forked``."""
         self.out = folder / "out"
         self._trace = folder / "trace.txt"
         self._output = folder / "output.txt"
         self._trace.unlink(missing_ok=True)
+        self._before, self._old = self._began_at(), self._names()
+        self.started = time.monotonic()
+        arguments = ["train", "train.yaml", *overrides]
+        self._process: Fork | subprocess.Popen[bytes]
+        if forked:
+            self._process = Fork(arguments, cwd=folder, output=self._output, trace=self._trace)
+        else:
+            self._process = self._popen(folder, arguments)
+
+    def _popen(self, folder: Path, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
         site = folder / "site"
         site.mkdir(exist_ok=True)
         (site / "sitecustomize.py").write_text(_SITE, encoding="utf-8")
         paths = [str(site.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])]
-        self._before, self._old = self._began_at(), self._names()
-        self.started = time.monotonic()
         with self._output.open("w", encoding="utf-8") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "posttrain", "train", "train.yaml", *overrides],
+            return subprocess.Popen(
+                [sys.executable, "-m", "posttrain", *arguments],
                 cwd=folder,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "SOAK_TRACE": str(self._trace.resolve())},
                 stdout=output,
@@ -162,7 +172,7 @@ class Attempt:
             return ""
         self.send(signal.SIGUSR1)
         size = -1
-        deadline = time.monotonic() + 0.2
+        deadline = time.monotonic() + 30.0
         while time.monotonic() < deadline and self.status is None:
             now = self._trace.stat().st_size
             if now == size > before:

@@ -30,7 +30,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "pt": {"dataset": "text.jsonl", "finetuning_type": "full", "learning_rate": 1e-3, "weight_decay": 0.1},
     # the best checkpoint is kept and loaded at the end; averages and evaluations lie between checkpoints
     "sft": {
-        **{"dataset": "chat.json", "lora_dropout": 0.1, "gradient_accumulation_steps": 2, "plot_loss": True},
+        **{"dataset": "chat.json", "lora_dropout": 0.1, "gradient_accumulation_steps": 4, "plot_loss": True},
         **{"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "save_total_limit": 2},
     },
     "rm": {"dataset": "pairs.json", "lora_dropout": 0.1, "center_rewards_coef": 0.01, "save_steps": 1},

@@ -29,7 +29,7 @@ def assert_same_run(report, folder) -> None:
 
 
 def test_sft_killed_and_interrupted_ends_with_the_same_bytes(soak) -> None:
-    report = soak("sft", ["ctrl-c", "step", "sigterm"], steps=60, **ONLY_WHEN_ASKED).run()
+    report = soak("sft", ["ctrl-c", "step", "sigterm"], max_steps=60, **ONLY_WHEN_ASKED).run()
     assert_same_run(report, "checkpoint-60")
     assert report.kills == {"step": 1}
     assert report.signals == {"ctrl-c": 1, "sigterm": 1}
@@ -37,7 +37,7 @@ def test_sft_killed_and_interrupted_ends_with_the_same_bytes(soak) -> None:
 
 
 def test_ppo_killed_in_a_save_and_in_a_rollout_ends_with_the_same_bytes(soak, reward) -> None:
-    report = soak("ppo", ["save", "ctrl-c twice", "rollout"], steps=20, reward_model=reward).run()
+    report = soak("ppo", ["save", "ctrl-c twice", "rollout"], max_steps=20, reward_model=reward).run()
     assert_same_run(report, "checkpoint-20")
     assert report.kills == {"save": 1, "rollout": 1}
     assert report.signals == {"ctrl-c twice": 1}

@@ -84,6 +84,20 @@ def test_a_folder_of_another_program_cannot_be_continued(start, tmp_path) -> Non
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("file", ["trainer_weights.safetensors", "optimizer.safetensors", "monitor.json", "clock.json"])
+def test_a_damaged_checkpoint_is_refused_with_the_one_before_it(start, cut, tmp_path, file) -> None:
+    cut(Monitor, "after_step", calls=2)
+    damaged = tmp_path / "out" / "checkpoint-2" / file
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    before = log(tmp_path)
+    with pytest.raises(UserError, match=rf"{file} cannot be read .*resume_from_checkpoint: .*checkpoint-1, or start"):
+        start(resume_from_checkpoint=True)
+    assert log(tmp_path) == before
+    results, _ = start(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-1"))
+    assert results["stopped_at_step"] == 3
+    assert [line["current_steps"] for line in log(tmp_path)] == [1, 2, 3]
+
+
 @pytest.mark.parametrize("stage", ["pt", "ppo"])
 def test_the_evaluation_before_training_survives(start, cut, tmp_path, stage) -> None:
     keys = {"val_size": 2, "learning_rate": 1e-2}
