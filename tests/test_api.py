@@ -75,6 +75,6 @@ def test_a_path_is_as_good_as_a_mapping_and_mistakes_are_named(tmp_path, base):
     path = tmp_path / "chat.yaml"
     path.write_text(f"model_name_or_path: {base}\nmax_new_tokens: 2\n", encoding="utf-8")
     assert posttrain.ChatModel(path).chat([{"role": "user", "content": "hi"}])[0].response_length <= 2
-    for function in (posttrain.run_exp, posttrain.export_model, posttrain.ChatModel):
+    for function in (posttrain.run_exp, posttrain.export_model, posttrain.ChatModel, posttrain.PPOTrainer):
         with pytest.raises(UserError, match="did you mean `template`"):
             function({"model_name_or_path": str(base), "templte": "qwen"})

@@ -22,6 +22,7 @@ from posttrain.functional.masked import masked_variance
 from posttrain.models.forward import prepare_trunk
 from posttrain.models.heads import ScalarHead
 from posttrain.models.roles import Costume, SharedRoles
+from posttrain.models.separate import SeparateRoles
 from posttrain.types import Role, RolloutBatch
 
 HERE = Path(__file__).parent
@@ -55,27 +56,30 @@ def algorithm(settings: dict[str, Any]) -> PPO:
 
 
 def make_engine(scenario: dict[str, Any]) -> Engine:
-    """All weights train, with a value head on the trunk; no decay, no clipping, a constant learning rate."""
-    model = MAKER["language_model"](scenario["family"])
-    assert prepare_trunk(model)
+    """A model whose every weight trains, a value head on its trunk, and a frozen reference beside it.
+
+    No decay, no clipping, a constant learning rate; micro-batches so small that every minibatch is cut.
+    """
+    policy, reference = (MAKER["language_model"](scenario["family"]) for _ in range(2))
+    if scenario["reference"] == "other":
+        MAKER["other"](dict(reference.named_parameters()))
+    assert prepare_trunk(policy)
+    assert prepare_trunk(reference)
     head = ScalarHead(16, "value")
     MAKER["fill"]({"summary.weight": head.weight, "summary.bias": head.bias}, seed=1)
-    costumes = {
+    trained = {
         Role.ACTOR: Costume(wears=(), head="lm_head", trains="base"),
         Role.CRITIC: Costume(wears=(), head="value", trains="base"),
     }
-    names = frozenset(name for name, _ in model.named_parameters())
-    roles = SharedRoles(model, costumes, {"value": head}, base_trains=names)
+    names = frozenset(name for name, _ in policy.named_parameters())
+    frozen = {Role.REFERENCE: Costume(wears=(), head="lm_head")}
+    members = {
+        "policy": SharedRoles(policy, trained, {"value": head}, base_trains=names),
+        "reference": SharedRoles(reference, frozen, {}),
+    }
     settings = OptimizerSettings(learning_rate=scenario["settings"]["learning_rate"], max_grad_norm=0.0)
-    return Engine(roles, algorithm(scenario["settings"]), settings, lambda step: 1.0, max_tokens=16)
-
-
-def reference(scenario: dict[str, Any]) -> SharedRoles:
-    model = MAKER["language_model"](scenario["family"])
-    if scenario["reference"] == "other":
-        MAKER["other"](dict(model.named_parameters()))
-    prepare_trunk(model)
-    return SharedRoles(model, {Role.REFERENCE: Costume(wears=(), head="lm_head")}, {})
+    ppo = algorithm(scenario["settings"])
+    return Engine(SeparateRoles(members), ppo, settings, lambda step: 1.0, max_tokens=16)
 
 
 def rollout(given: dict[str, Any]) -> RolloutBatch:
@@ -100,15 +104,12 @@ def rollout(given: dict[str, Any]) -> RolloutBatch:
 def ours(name: str) -> list[dict[str, Any]]:
     """What our engine makes of every step of a scenario."""
     scenario = FIXTURE["scenarios"][name]
-    engine, frozen = make_engine(scenario), reference(scenario)
-    ppo = algorithm(scenario["settings"])
-    start = {name: weight.detach().clone() for name, weight in engine.roles.named_parameters()}
+    engine, ppo = make_engine(scenario), algorithm(scenario["settings"])
+    policy = dict(engine.roles.member(Role.ACTOR).named_parameters())
+    start = {name: weight.detach().clone() for name, weight in policy.items()}
     steps = []
     for step in scenario["steps"]:
-        batch = rollout(step["given"])
-        with torch.no_grad():
-            old, ref = engine.roles(batch, (Role.ACTOR,)), frozen(batch, (Role.REFERENCE,))
-        batch = engine.consult((Role.CRITIC,), batch.with_columns(logprobs=old.logprobs, ref_logprobs=ref.logprobs))
+        batch = engine.consult((Role.ACTOR, *ppo.consults), rollout(step["given"]))
         before = engine.algorithm_state
         batch, engine.algorithm_state = ppo.credit(batch, before)
         updates = []
@@ -118,7 +119,7 @@ def ours(name: str) -> list[dict[str, Any]]:
                 engine.accumulate(ppo, batch.rows(torch.tensor(order[first : first + size])))
                 updates.append(engine.pending())
                 engine.optimizer_step()
-        weights = MAKER["digest"](dict(engine.roles.named_parameters()), start)
+        weights = MAKER["digest"](policy, start)
         state = {"before": before, "after": engine.algorithm_state}
         kl = ppo.statistics(batch, before)["kl"]
         steps.append({"batch": batch, "kl": kl, "updates": updates, "weights": weights, **state})
