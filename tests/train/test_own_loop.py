@@ -101,6 +101,7 @@ def test_it_learns_bit_for_bit_what_the_built_in_loop_learns(make_trainer, make_
     assert trainer.steps_done == 3
 
 
+@pytest.mark.slow
 def test_the_reward_rises(make_trainer) -> None:
     """An eighth by chance, over two fifths after 22 steps."""
     trainer = make_trainer(
