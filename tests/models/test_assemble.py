@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -201,16 +200,10 @@ def test_a_critic_adapter_starts_from_the_rewards_scores(ppo, trained, batch) ->
     assert scores.isfinite().all()
 
 
-def test_a_value_head_starts_at_zero(ppo, batch) -> None:
-    assert says(ppo(critic="value_head"), Role.CRITIC, batch).abs().max() == 0
-
-
 @pytest.mark.parametrize("critic", ["value_head", "adapter"])
-def test_a_reward_that_is_no_model_has_no_role(tiny_config, tiny_llama, trained, batch, critic, tmp_path) -> None:
-    keys = {"reward_model": "unused", "adapter_name_or_path": str(trained / "sft"), "critic": critic}
-    config = tiny_config("ppo", tmp_path / "out", **keys)
-    config = dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, reward_model=None))
-    assembly = online_assembly(config)
+def test_a_reward_that_is_no_model_has_no_role(ppo, tiny_llama, trained, batch, critic) -> None:
+    keys = {"reward_model": None, "reward_funcs": "sql_execution", "critic": critic}
+    assembly = ppo(adapter_name_or_path=str(trained / "sft"), **keys)
     expected = plain_logprobs(plain(tiny_llama, trained / "sft"), batch)
     close(says(assembly, Role.REFERENCE, batch), expected)
     close(says(assembly, Role.ACTOR, batch), expected)

@@ -206,3 +206,8 @@ def test_freezing_trains_the_layers_it_names(ppo) -> None:
         layers = {name for name in roles.parameters_of(role) if "backbone" in name}
         assert layers
         assert all(name.startswith(f"members.{role}.backbone.model.layers.1.") for name in layers)
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_value_head_starts_at_zero(ppo, batch, kind) -> None:
+    assert says(ppo(critic="value_head", finetuning_type=kind), Role.CRITIC, batch).abs().max() == 0
