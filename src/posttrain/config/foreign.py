@@ -185,7 +185,7 @@ _IGNORED: tuple[tuple[str, str], ...] = (
         "use_cpu no_cuda use_mps_device",
     ),
     (
-        "a run is one process",
+        "torchrun says how many processes share a run, and each holds the whole model",
         "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend local_rank "
         "accelerator_config mp_parameters ray_scope ray_num_workers ray_init_kwargs master_addr master_port "
         "hyper_parallel_args hyper_parallel_cp_size megatron_bridge_args tensor_model_parallel_size "
@@ -310,7 +310,7 @@ _REFUSED: tuple[tuple[str, tuple[object, ...], str], ...] = (
         "visual_inputs train_mm_proj_only",
     ),
     (
-        "a run is one process; remove the line, and lower per_device_train_batch_size or "
+        "each process holds the whole model; remove the line, and lower per_device_train_batch_size or "
         "max_tokens_per_microbatch if memory is short",
         (),
         "deepspeed fsdp fsdp_config fsdp_min_num_params fsdp_transformer_layer_cls_to_wrap "

@@ -77,5 +77,5 @@ class TrainConfig:
     early_stopping_steps: int | None = option(
         None, help="Stop when this many evaluations in a row bring no improvement.", minimum=1
     )
-    ddp_timeout: int = option(1800, help="Accepted for compatibility; a run is one process.", minimum=0)
+    ddp_timeout: int = option(1800, help="Seconds that the processes of one run wait for each other.", minimum=0)
     dataloader_num_workers: int = option(0, help="Accepted for compatibility; batches are made in the run.", minimum=0)
