@@ -34,7 +34,8 @@ def preference_pairs(
     """
     rows = []
     for number, (prompt, texts) in enumerate(zip(prompts, answers, strict=True), start=1):
-        right, wrong = [], []
+        right: list[str] = []
+        wrong: list[str] = []
         for text in dict.fromkeys(texts):
             (right if judge(prompt.extras, text, number) >= 1 else wrong).append(text)
         right = right or [reference(prompt.extras, number)]
