@@ -12,13 +12,12 @@ from typing import Literal, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from posttrain.errors import UserError
 from posttrain.models.load import first_line, read_json
-from posttrain.models.saving import share
+from posttrain.models.saving import save_tensors, share
 from posttrain.types import Batch
 
 Kind = Literal["score", "value"]
@@ -98,7 +97,7 @@ class ScalarHead(nn.Module):
         partial = path.with_suffix(".safetensors.partial")
         tensors = {_OWN[0]: self.weight.detach().cpu().contiguous(), _OWN[1]: self.bias.detach().cpu().contiguous()}
         skips = {} if self.skips is None else {"skips": str(self.skips)}
-        save_file(tensors, partial, metadata={"format": "pt", "kind": self.kind, **skips})
+        save_tensors(tensors, partial, {"format": "pt", "kind": self.kind, **skips})
         share(partial)
         os.replace(partial, path)
 
