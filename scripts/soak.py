@@ -187,7 +187,7 @@ class Soak:
             attempt.wait(lambda: attempt.trains)
             attempt.pause(self._chance.uniform(0.0, window))
             if aim == "save":
-                attempt.wait(lambda: attempt.leftovers(aim), window)
+                attempt.wait(lambda: attempt.leftovers(aim), 60.0)
                 attempt.pause(self._chance.uniform(0.0, 0.004))
             elif aim != "any":
                 place = attempt.reach([aim], 60.0)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from soak_trace import answer
 
 
 class Fork:
@@ -67,10 +68,7 @@ def _run(arguments: Sequence[str], cwd: Path, output: Path, trace: Path) -> int:
         handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
-        file = trace.open("w", encoding="utf-8")
-        faulthandler.register(signal.SIGUSR1, file=file)
-        file.write("ready\n")
-        file.flush()
+        answer(trace)
         from posttrain.cli import main
 
         status = main(arguments)

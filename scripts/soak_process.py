@@ -12,17 +12,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from soak_fork import Fork
+from soak_trace import END
 
-# Python runs this file first in the process under test: at SIGUSR1 it writes down what every thread is executing, at
-# once, in C, while the main thread goes on. The command itself stays as users type it.
+# Python runs this file first in the process under test: at SIGUSR1 it writes down what the main thread is executing.
+# The command itself stays as users type it. faulthandler would answer at once, also from within C, but asked thousands
+# of times it crashes the process now and then.
 _SITE = """
-import faulthandler, os, signal
-_trace = os.environ.get("SOAK_TRACE")
-if _trace:
-    _file = open(_trace, "w", encoding="utf-8")
-    faulthandler.register(signal.SIGUSR1, file=_file)
-    _file.write("ready\\n")
-    _file.flush()
+import os
+if os.environ.get("SOAK_TRACE"):
+    import sys
+    sys.path.insert(0, os.environ["SOAK_SCRIPTS"])
+    import soak_trace
+    soak_trace.answer(os.environ["SOAK_TRACE"])
+    sys.path.pop(0)
 """
 # Names of half-written files, and what was going on when one of them is left behind.
 _LEFTOVERS = (
@@ -32,17 +34,18 @@ _LEFTOVERS = (
 )
 # Else: the first of these functions that stands on the stack.
 _FUNCTIONS = (
-    (r"run_directory\.py\", line \d+ in save_checkpoint", "save"),
-    (r"train/run\.py\", line \d+ in (_write_results|_last_evaluation)", "end"),
-    (r"monitor\.py\", line \d+ in evaluate|train/run\.py\", line \d+ in _before", "evaluation"),
-    (r"online\.py\", line \d+ in rollout", "rollout"),
-    (r"engine\.py\", line \d+ in (accumulate|optimizer_step)", "step"),
-    (r"(monitor|engine)\.py\", line \d+ in resume", "restoring"),
-    (r"(online|offline)\.py\", line \d+ in fit", "loop"),
+    (r"run_directory\.py\", line \d+, in save_checkpoint", "save"),
+    (r"train/run\.py\", line \d+, in (_write_results|_last_evaluation)", "end"),
+    (r"monitor\.py\", line \d+, in evaluate|train/run\.py\", line \d+, in _before", "evaluation"),
+    (r"online\.py\", line \d+, in rollout", "rollout"),
+    (r"engine\.py\", line \d+, in (accumulate|optimizer_step)", "step"),
+    (r"(monitor|engine)\.py\", line \d+, in resume", "restoring"),
+    (r"(online|offline)\.py\", line \d+, in fit", "loop"),
 )
 LOADING = "loading"
 PLACES = (LOADING, "restoring", "rollout", "step", "loop", "evaluation", "save", "end")
 _POLL = 0.0004
+_SCRIPTS = str(Path(__file__).parent.resolve())
 
 
 class Attempt:
@@ -76,7 +79,12 @@ class Attempt:
             return subprocess.Popen(
                 [sys.executable, "-m", "posttrain", *arguments],
                 cwd=folder,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "SOAK_TRACE": str(self._trace.resolve())},
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join(paths),
+                    "SOAK_TRACE": str(self._trace.resolve()),
+                    "SOAK_SCRIPTS": _SCRIPTS,
+                },
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
@@ -166,20 +174,20 @@ class Attempt:
         return next((place for _, place in _LEFTOVERS if self.leftovers(place)), None)
 
     def _stack(self) -> str:
-        """What it is executing, as faulthandler writes it; empty when Python itself is not up yet."""
+        """What it is executing, as ``soak_trace`` writes it; empty when Python itself is not up yet."""
         before = self._trace.stat().st_size if self._trace.is_file() else 0
         if not before:
             return ""
         self.send(signal.SIGUSR1)
-        size = -1
-        deadline = time.monotonic() + 30.0
-        while time.monotonic() < deadline and self.status is None:
-            now = self._trace.stat().st_size
-            if now == size > before:
-                break
-            size = now
-            time.sleep(_POLL)
-        return self._trace.read_bytes()[before:].decode("utf-8", errors="replace")
+        stack = ""
+
+        def is_whole() -> bool:
+            nonlocal stack
+            stack = self._trace.read_bytes()[before:].decode("utf-8", errors="replace")
+            return stack.endswith(END)
+
+        self.wait(is_whole, 30.0)
+        return stack
 
 
 def _place(stack: str) -> str:
