@@ -1,4 +1,4 @@
-# make demo | test | check | soak | clean
+# make demo | test | check | soak | sabotage | clean
 #
 # Needs Python 3.11 or newer and nothing else; everything is installed into .venv, once.
 #   make demo PYTHON=/path/to/python3     chooses the interpreter
@@ -18,13 +18,14 @@ TORCH_INDEX ?=
 PIP_FLAGS ?= -qq
 PYTEST_FLAGS ?=
 SOAK_FLAGS ?=
+SABOTAGE_FLAGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install $(PIP_FLAGS)
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
-.PHONY: demo test check soak clean
+.PHONY: demo test check soak sabotage clean
 
 demo: $(VENV)/installed
 	$(BIN)/posttrain model fetch smollm2-135m-instruct
@@ -45,6 +46,11 @@ check: $(VENV)/installed-test
 #   make soak SOAK_FLAGS="--stages ppo --kills 5 --seed 7"
 soak: $(VENV)/installed-test
 	$(BIN)/python scripts/soak.py $(SOAK_FLAGS)
+
+# Puts one mistake after another into a copy of the package and sees whether a test fails: some minutes.
+#   make sabotage SABOTAGE_FLAGS="--only models/ --jobs 4"
+sabotage: $(VENV)/installed-test
+	$(BIN)/python scripts/sabotage.py $(SABOTAGE_FLAGS)
 
 # Results under outputs/ and saves/ stay.
 clean:
