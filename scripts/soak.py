@@ -174,7 +174,7 @@ class Soak:
         window = 1.6 * self.clock.training / self._advancing
         place = None
         if aim == LOADING:
-            attempt.pause(self._chance.uniform(0.0, self.clock.loading))
+            attempt.wait(lambda: attempt.trains, self._chance.uniform(0.0, self.clock.loading))
         elif aim == "restoring":
             attempt.wait(lambda: attempt.leftovers(aim) or attempt.trains)
             # no time to ask; what it leaves says whether the log was being cut back, else it had not yet begun a step
