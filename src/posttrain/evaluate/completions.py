@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import torch
+
 from posttrain.config import RunConfig
 from posttrain.data.batches import collate
 from posttrain.data.encode import EncodedPrompt
@@ -69,7 +71,7 @@ def complete(
         with wardrobe.wearing(outfit.wears):
             drawn = sampler.generate(asked, params, partial(progress, f"generate {name}"))
         progress(f"score {name}", 0, 0)
-        found[name] = _completed(wardrobe, outfit, prompts, drawn)
+        found[name] = _completed(wardrobe, outfit, prompts, drawn, recorded=params.temperature == 1)
     return found
 
 
@@ -91,15 +93,25 @@ def sampling_params(config: RunConfig, template: Template) -> SamplingParams:
 
 
 def _completed(
-    wardrobe: Wardrobe, outfit: Outfit, prompts: Sequence[EncodedPrompt], drawn: Sequence[Completion]
+    wardrobe: Wardrobe,
+    outfit: Outfit,
+    prompts: Sequence[EncodedPrompt],
+    drawn: Sequence[Completion],
+    *,
+    recorded: bool,
 ) -> Completed:
+    """recorded: whether the sampler's log-probabilities are the model's own, at temperature 1."""
     batch = _batch(prompts, drawn, pad_token_id(wardrobe.tokenizer))
     rewards, kls = None, None
     if wardrobe.reward is not None:
         rewards = tuple(wardrobe.scores(wardrobe.reward, batch).tolist())
     if outfit.reference is not None:
-        gap = wardrobe.logprobs(outfit.wears, batch) - wardrobe.logprobs(outfit.reference, batch)
-        kls = tuple(gap.double().sum(dim=1).tolist())
+        reference = wardrobe.logprobs(outfit.reference, batch).double().sum(dim=1)
+        if recorded:
+            own = torch.tensor([sum(c.logprobs) for c in drawn], dtype=torch.float64)
+        else:
+            own = wardrobe.logprobs(outfit.wears, batch).double().sum(dim=1)
+        kls = tuple((own.to(reference.device) - reference).tolist())
     return Completed(
         texts=tuple(str(wardrobe.tokenizer.decode(c.token_ids, skip_special_tokens=True)) for c in drawn),
         lengths=tuple(len(c.token_ids) for c in drawn),
