@@ -12,9 +12,7 @@ def test_readings_of_a_clock(name) -> None:
     assert is_clock(name)
 
 
-@pytest.mark.parametrize(
-    "name", ["loss", "current_steps", "train_tokens", "epoch", "second", "time"]
-)
+@pytest.mark.parametrize("name", ["loss", "current_steps", "train_tokens", "epoch", "second", "time"])
 def test_what_is_measured_of_the_model_is_none(name) -> None:
     assert not is_clock(name)
 
