@@ -12,14 +12,16 @@ survives, where one does not apply any more, or where the unmutated copy does no
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import itertools
 import os
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections import Counter, deque
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from sabotage_mutants import LISTS, ListError, Mutant, chosen, read_mutants, stale
@@ -51,16 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not mutants:
         print("sabotage: no mutant is called that", file=sys.stderr)
         return 1
+    print(f"{len(mutants)} mutants", flush=True)
     began = time.monotonic()
     preload()
     with tempfile.TemporaryDirectory(prefix="sabotage-", ignore_cleanup_errors=True) as folder:
         snapshot(Path(folder))
-        limits = _baseline(mutants, Path(folder), jobs=arguments.jobs)
-        if limits is None:
-            return 1
-        work = [(mutant, mutant.tests, limits[mutant.name]) for mutant in mutants]
-        outcomes = _all(work, Path(folder), jobs=arguments.jobs, say=_say)
-    return _verdict(mutants, outcomes, time.monotonic() - began)
+        outcomes = _all(mutants, Path(folder), jobs=arguments.jobs)
+    return _verdict([(mutant, outcomes[mutant.name]) for mutant in mutants], time.monotonic() - began)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -79,80 +78,82 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _baseline(mutants: Sequence[Mutant], folder: Path, *, jobs: int) -> dict[str, float] | None:
-    """Mutant name -> its limit in seconds, from runs of the same tests on the unmutated copy; None if one fails."""
-    targets = list(dict.fromkeys(mutant.tests for mutant in mutants))
-    print(f"{len(mutants)} mutants; first {len(targets)} runs of their tests without any", flush=True)
-    outcomes = _all([(None, tests, 1e6) for tests in targets], folder, jobs=jobs, say=lambda *_: None)
-    sound = True
-    for tests, outcome in zip(targets, outcomes, strict=True):
-        if outcome.kind != "passed":
-            print(f"{outcome.output}\nwithout any mutant {' '.join(tests)} {outcome.kind}: {outcome.test}")
-            sound = False
-    seconds = {tests: outcome.seconds for tests, outcome in zip(targets, outcomes, strict=True)}
-    return {m.name: max(SHORTEST_LIMIT, TIMES_BASELINE * seconds[m.tests]) for m in mutants} if sound else None
+@dataclass(frozen=True)
+class _Work:
+    """A run of tests to be done: with a mutant, or without any."""
+
+    mutant: Mutant | None
+    tests: tuple[str, ...]
+    limit: float = 1e6
 
 
-def _all(
-    work: Sequence[tuple[Mutant | None, Sequence[str], float]],
-    folder: Path,
-    *,
-    jobs: int,
-    say: Callable[[Mutant | None, Outcome], None],
-) -> list[Outcome]:
-    """Every run's outcome, ``jobs`` of them side by side; ``folder`` holds the snapshot."""
-    results: list[Future[Outcome]] = [Future() for _ in work]
-    waiting = list(enumerate(work))[::-1]
-    running: dict[int, tuple[Run, ExitStack]] = {}
+def _all(mutants: Sequence[Mutant], folder: Path, *, jobs: int) -> dict[str, Outcome]:
+    """Mutant name -> what became of it, ``jobs`` runs side by side; ``folder`` holds the snapshot.
+
+    A run of the same tests without any mutant goes first: where that does not pass, its mutants say nothing.
+    """
+    outcomes: dict[str, Outcome] = {}
+    waiting = deque(_Work(None, tests) for tests in dict.fromkeys(mutant.tests for mutant in mutants))
+    running: dict[Path, tuple[_Work, Run, ExitStack]] = {}
+    places = (folder / str(number) for number in itertools.count())
     try:
         while waiting or running:
             while waiting and len(running) < max(1, jobs):
-                number, (mutant, tests, limit) = waiting.pop()
-                stack = ExitStack()
-                place = folder / str(number)
-                stack.enter_context(private_copy(folder / "posttrain", place, mutant))
-                running[number] = Run(place, tests, limit=limit), stack
-            for number, (run, stack) in list(running.items()):
+                work, place, stack = waiting.popleft(), next(places), ExitStack()
+                stack.enter_context(private_copy(folder / "posttrain", place, work.mutant))
+                running[place] = work, Run(place, work.tests, limit=work.limit), stack
+            for place, (work, run, stack) in list(running.items()):
                 outcome = run.outcome()
-                if outcome is not None:
-                    results[number].set_result(outcome)
-                    say(work[number][0], outcome)
-                    stack.close()
-                    del running[number]
-            time.sleep(0.01)
+                if outcome is None:
+                    continue
+                stack.close()
+                del running[place]
+                if work.mutant is not None:
+                    outcomes[work.mutant.name] = outcome
+                    _say(work.mutant, outcome)
+                    continue
+                judged = [mutant for mutant in mutants if mutant.tests == work.tests]
+                if outcome.kind == "passed":
+                    limit = max(SHORTEST_LIMIT, TIMES_BASELINE * outcome.seconds)
+                    waiting.extendleft(_Work(mutant, mutant.tests, limit) for mutant in reversed(judged))
+                else:
+                    print(f"{outcome.output}\nwithout any mutant: {outcome.kind} {outcome.test}", flush=True)
+                    failed = dataclasses.replace(outcome, kind="broken", output="see above: they fail without it, too")
+                    outcomes |= dict.fromkeys((mutant.name for mutant in judged), failed)
+            time.sleep(0.02)
     finally:
-        for run, stack in running.values():
+        for _, run, stack in running.values():
             run.stop()
             stack.close()
-    return [result.result() for result in results]
+    return outcomes
 
 
-def _say(mutant: Mutant | None, outcome: Outcome) -> None:
-    assert mutant is not None
+def _say(mutant: Mutant, outcome: Outcome) -> None:
     words = {"passed": "SURVIVED", "failed": "killed", "timeout": "killed (timeout)", "broken": "BROKEN"}
     word = "survived" if mutant.survives and outcome.kind == "passed" else words[outcome.kind]
     test = outcome.test.removeprefix("tests/")
     print(f"{word:9} {outcome.seconds:5.1f} s  {mutant.name:44} {test}", flush=True)
 
 
-def _verdict(mutants: Sequence[Mutant], outcomes: Sequence[Outcome], seconds: float) -> int:
+def _verdict(judged: Sequence[tuple[Mutant, Outcome]], seconds: float) -> int:
     """Say what is not as the list says; the exit status."""
-    wrong = []
-    for mutant, outcome in zip(mutants, outcomes, strict=True):
+    wrong, reasons = [], []
+    for mutant, outcome in judged:
         survived = outcome.kind == "passed"
         if outcome.kind == "broken":
             wrong.append(f"{mutant.name}: its tests could not be run\n{outcome.output}")
-        elif survived and not mutant.survives:
+        elif survived and mutant.survives:
+            reasons.append(f"{mutant.name} survives: {mutant.survives}")
+        elif survived:
             tests = ", ".join(mutant.tests)
             wrong.append(f"{mutant.name} survived ({mutant.wrong}): write the test that fails beside {tests}")
-        elif not survived and mutant.survives:
+        elif mutant.survives:
             wrong.append(f"{mutant.name} is listed as a survivor, but {outcome.test} kills it: remove the reason")
-    kinds = Counter(outcome.kind for outcome in outcomes)
-    counts = f"{kinds['failed'] + kinds['timeout']} killed ({kinds['timeout']} by timeout), {kinds['passed']} survived"
-    if reasons := [m for m, o in zip(mutants, outcomes, strict=True) if m.survives and o.kind == "passed"]:
-        counts += f" ({len(reasons)} with a reason)"
-    print("\n".join(("", *(f"{m.name} survives: {m.survives}" for m in reasons), *wrong)))
-    print(f"{len(mutants)} mutants: {counts}, {kinds['broken']} broken, in {seconds:.0f} s")
+    kinds = Counter(outcome.kind for _, outcome in judged)
+    killed = f"{kinds['failed'] + kinds['timeout']} killed ({kinds['timeout']} by timeout)"
+    survived = f"{kinds['passed']} survived ({len(reasons)} with a reason)"
+    print("\n".join(("", *reasons, *wrong)))
+    print(f"{len(judged)} mutants: {killed}, {survived}, {kinds['broken']} broken, in {seconds:.0f} s")
     return 1 if wrong else 0
 
 

@@ -11,11 +11,12 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from sabotage_mutants import PACKAGE, ROOT, Mutant
 
@@ -117,7 +118,9 @@ class Run:
         sys.stderr.flush()
         self._pid = os.fork()
         if self._pid == 0:
-            os._exit(_child(arguments))
+            _end_with(arguments)
+        with suppress(OSError):  # the child does it too: whoever comes first
+            os.setpgid(self._pid, self._pid)
 
     def outcome(self) -> Outcome | None:
         """What became of it; None while it runs."""
@@ -141,11 +144,9 @@ class Run:
             self._process.kill()
             self._process.wait()
             return
-        try:
+        with suppress(OSError):
             os.killpg(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)
-        except (ProcessLookupError, ChildProcessError, PermissionError):
-            return
 
     def _is_running(self) -> bool:
         if self._process is not None:
@@ -153,12 +154,24 @@ class Run:
         return os.waitpid(self._pid, os.WNOHANG)[0] == 0
 
 
+def _end_with(arguments: Sequence[str]) -> NoReturn:
+    """In a fork: the tests, then the end, whatever happens; nothing may return into what the parent was doing."""
+    status = 1
+    try:
+        status = _child(arguments)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
 def _child(arguments: Sequence[str]) -> int:
     """In the child: run the tests against the copy, write down what happened, return 0."""
     place, targets = Path(arguments[0]), list(arguments[1:])
     try:
         if FORKS:
-            os.setpgid(0, 0)
+            with suppress(OSError):
+                os.setpgid(0, 0)
         handle = os.open(place / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(handle, 1)
         os.dup2(handle, 2)

@@ -2,6 +2,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 
 from posttrain.data.formats import Message
 from posttrain.data.template import FAMILIES, PLAIN, Template, pad_token_id, resolve_chat_template, shipped_templates
@@ -178,6 +179,20 @@ def test_a_tokenizer_that_opens_texts_with_a_blank_opens_no_turn_with_one(make_t
     start = row.index(template.end_of_turn[0], row.index(template.end_of_turn[0]) + 1) + 1
     assert row[start : start + len(after)] == after
     assert ids(opening, "\n") != after[:1], "the example must put a blank before the start of a text"
+
+
+def test_what_a_tokenizer_adds_to_a_text_is_not_added_to_the_parts_of_a_chat(make_tokenizer):
+    """Begin and end of text are the template's to write."""
+    adding = make_tokenizer(None, bos_token="<|im_start|>", eos_token="<|end|>")
+    special = [(token, adding.convert_tokens_to_ids(token)) for token in ("<|im_start|>", "<|end|>")]
+    adding.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A <|end|>", special_tokens=special
+    )
+    assert adding("a")["input_ids"] == [special[0][1], *ids(adding, "a"), special[1][1]]
+    template = Template(adding, "chatml")
+    whole = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n"
+    whole += "<|im_start|>user\nr<|im_end|>\n<|im_start|>assistant\nb<|im_end|>"
+    assert adding.decode(template.encode_chat(chat("q", "a", "r", "b")).input_ids) == whole
 
 
 def test_the_fingerprint_follows_what_is_rendered(make_tokenizer):

@@ -305,6 +305,16 @@ def test_dropout_is_a_function_of_seed_and_step(make_model, make_batch) -> None:
     assert losses[0] == losses[1] != losses[2]
 
 
+def test_dropout_differs_from_step_to_step(make_model, make_batch) -> None:
+    still = dataclasses.replace(SETTINGS, learning_rate=0.0)
+    engine, algorithm, batch = prepared("sft", make_model, make_batch, dropout=0.3, settings=still)
+    losses = []
+    for _ in range(2):
+        engine.accumulate(algorithm, batch)
+        losses.append(engine.optimizer_step()["loss"])
+    assert losses[0] != losses[1]
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_saved_and_resumed_is_bitwise_the_same(make_model, make_batch, tmp_path, name) -> None:
     options = {"dropout": 0.1} if name in ("sft", "rm") else {}

@@ -19,7 +19,7 @@ from transformers import (
 
 from posttrain.errors import RunError, UserError
 from posttrain.models import attention
-from posttrain.rollout import Prompt, SamplingParams, SlotSampler, slots
+from posttrain.rollout import Prompt, SamplingParams, SlotSampler, sampling, slots
 from posttrain.rollout.kv_cache import KVCache
 
 VOCABULARY = 61
@@ -267,6 +267,21 @@ def test_samples_of_one_prompt_differ_and_repeat_with_the_seed():
     assert draw() == first
     assert draw(seed=4) != first
     assert draw(iteration=1) != first
+
+
+def test_every_token_is_drawn_with_its_own_number():
+    """Against a padded forward and the sequence's numbers, drawn one after the other."""
+    ours, theirs = models("llama")
+    prompts = make_prompts([4, 9], samples=2)
+    how = params(temperature=1.5)
+    for completion in SlotSampler(ours, num_slots=3).generate(prompts, how):
+        place = {"prompt_index": completion.prompt_index, "sample_index": completion.sample_index}
+        numbers = sampling.uniforms(how.max_new_tokens, seed=how.seed, iteration=how.iteration, **place)
+        asked = prompts[completion.prompt_index].input_ids
+        with torch.no_grad():
+            logits = theirs(torch.tensor([[*asked, *completion.token_ids]])).logits[0, len(asked) - 1 : -1]
+        drawn = sampling.draw(logits / 1.5, torch.tensor(numbers[: len(completion.token_ids)]))
+        assert completion.token_ids == drawn.tolist()
 
 
 def test_a_model_in_training_samples_without_dropout_and_stays_in_training():

@@ -108,6 +108,18 @@ def test_what_the_parts_are_given(make_online_run, notebook) -> None:
     assert all(getattr(batch, name) is not None for name in ("ref_logprobs", "values", "advantages", "returns"))
 
 
+def test_the_algorithms_state_goes_from_iteration_to_iteration(make_online_run, notebook) -> None:
+    """The controller's coefficient: every iteration is credited with what the one before left."""
+    run, _ = make_online_run(kl_coef=0.2, ppo_target=6.0, kl_horizon=100)
+    notes = notebook()
+    online.fit(run, 3, notes, quiet)
+    coefficients = [stats["kl_coef"] for stats in notes.stats]
+    # far below its target, the KL lets the coefficient fall by 0.2 x 4 sequences / 100 each time
+    assert coefficients == pytest.approx([0.2, 0.2 * 0.992, 0.2 * 0.992**2])
+    assert run.engine.algorithm_state.kl_coef == pytest.approx(0.2 * 0.992**3)
+    assert run.engine.algorithm_state.iterations == 3
+
+
 def test_the_stream_of_prompts_wraps(make_online_run) -> None:
     """12 prompts, 4 an iteration, 5 wanted: every pass has each prompt once, in an order of its own."""
     run, _ = make_online_run({"num_prompts": 5})
