@@ -184,6 +184,16 @@ def test_the_critic_loss_by_hand() -> None:
     assert term.metrics["value_clip_fraction"].flatten().tolist() == [0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
 
 
+def test_actor_and_critic_have_clips_of_their_own() -> None:
+    # ratio 2 on advantage 8 counts as 1.3; a value that moved from 2 to 5 counts as 3: ½ (3 - 9.5)² above ½ (5 - 9.5)²
+    algorithm = dataclasses.replace(PLAIN, clip=0.3, value_clip=1.0, value_coef=1.0)
+    batch, _ = algorithm.credit(by_hand(), PLAIN.initial_state())
+    actor = algorithm.loss(Role.ACTOR, Outputs(logprobs=batch.logprobs + math.log(2)), batch)
+    assert actor.loss[0, 1].item() == pytest.approx(-1.3 * 8)
+    critic = algorithm.loss(Role.CRITIC, Outputs(values=torch.full_like(batch.logprobs, 5.0)), batch)
+    assert critic.loss[0, 2].item() == pytest.approx(6.5**2 / 2)
+
+
 def test_before_any_update_ratio_is_one_and_the_gradient_is_the_policy_gradient() -> None:
     batch, _ = PPO().credit(random_rollout(0, 3, 5), PPO().initial_state())
     logprobs = batch.logprobs.clone().requires_grad_()
