@@ -157,11 +157,11 @@ class Soak:
             place, ended = self._interrupt(attempt, aim)
         else:
             place, ended = self._strike(attempt, aim) if aim else (None, not attempt.end())
-        if place is not None:
+        if place:
             aims.popleft()
             counter = self.report.signals if aim in SIGNALS else self.report.kills
             counter[place] += 1
-        elif not ended or attempt.status:
+        elif place is None and (not ended or attempt.status):
             check(attempt, attempt.end(), 0)
         after = newest_checkpoint(folder / "out")
         if after < before:
@@ -195,7 +195,12 @@ class Soak:
         return place, place is None
 
     def _interrupt(self, attempt: Attempt, aim: str) -> tuple[str | None, bool]:
-        """Send Ctrl-C once or twice, or SIGTERM, in the loop; returns what it was, and whether the run had ended."""
+        """Send Ctrl-C once or twice, or SIGTERM, in the loop.
+
+        Returns:
+            What it was, "" where SIGTERM came outside the loop and ended the process at once, None where the run was
+            through before; and whether it was.
+        """
         before = newest_checkpoint(attempt.out)
         attempt.wait(lambda: attempt.trains)
         attempt.reach(("rollout", "step", "loop"), 60.0)
@@ -207,6 +212,8 @@ class Soak:
         status = attempt.end()
         if status == 0:
             return None, True
+        if status == -signal.SIGTERM:
+            return "", False
         check(attempt, status, _INTERRUPTED)
         if aim != "ctrl-c twice" and newest_checkpoint(attempt.out) <= before:
             raise SoakError(f"{attempt.out}: {aim} was not followed by a checkpoint\n{attempt.output}")

@@ -22,7 +22,7 @@ class Fork:
             arguments: of the command ``posttrain``.
             cwd: the folder it runs in.
             output: receives what it prints.
-            trace: where it writes its stack at SIGUSR1.
+            trace: where it writes its stack when it is asked.
         """
         import posttrain.train.run  # noqa: F401  (in the parent, once)
 

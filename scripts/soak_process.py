@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from soak_fork import Fork
-from soak_trace import END
+from soak_trace import ASK, END
 
-# Python runs this file first in the process under test: at SIGUSR1 it writes down what the main thread is executing.
+# Python runs this file first in the process under test: asked by a signal, it writes down what the main thread does.
 # The command itself stays as users type it. faulthandler would answer at once, also from within C, but asked thousands
 # of times it crashes the process now and then.
 _SITE = """
@@ -178,7 +178,7 @@ class Attempt:
         before = self._trace.stat().st_size if self._trace.is_file() else 0
         if not before:
             return ""
-        self.send(signal.SIGUSR1)
+        self.send(ASK)
         stack = ""
 
         def is_whole() -> bool:

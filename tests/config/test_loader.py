@@ -317,7 +317,7 @@ def test_reports_can_be_switched_off():
         ({"additional_target": "embed_tokens"}, "finetuning_type: freeze"),
         ({"quantization_bit": 4}, "unquantised"),
         ({"task": "mmlu_test"}, "lm-eval"),
-        ({"deepspeed": "ds.json"}, "one process"),
+        ({"deepspeed": "ds.json"}, "each process holds the whole model"),
     ],
 )
 def test_what_is_not_supported_says_what_to_do(change, part):

@@ -224,7 +224,7 @@ def test_prediction_loop_of_the_document(flow):
         assert answers[0].finish_reason in ("stop", "length")
 
 
-def test_another_base_is_refused_before_anything_is_written(flow, capsys):
+def test_on_another_base_the_reward_brings_its_own_or_nothing_is_written(flow, capsys):
     other = flow["root"] / "other"
     model = AutoModelForCausalLM.from_pretrained(flow["base"])
     with torch.no_grad():
@@ -232,8 +232,15 @@ def test_another_base_is_refused_before_anything_is_written(flow, capsys):
     model.save_pretrained(other)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (other / name).write_bytes((flow["base"] / name).read_bytes())
-    text = PPO.replace("{root}/sft_merge", "{root}/other").replace("{root}/ppo", "{root}/refused")
-    assert main(["train", written(flow, "refused", text + SHARED)]) == 2
+    text = PPO.replace("{root}/sft_merge", "{root}/other").replace("{root}/ppo", "{root}/elsewhere")
+    config = written(flow, "elsewhere", text + SHARED)
+    assert main(["train", config, "max_steps=1"]) == 0
+    assert "a second backbone is in" in capsys.readouterr().err
+    base = flow["base"].rename(flow["root"] / "base_was_moved")
+    try:
+        assert main(["train", config, f"output_dir={flow['root'] / 'refused'}"]) == 2
+    finally:
+        base.rename(flow["base"])
     message = capsys.readouterr().err
     assert "reward_model" in message
     assert "allow_mismatch" in message

@@ -22,18 +22,18 @@ def interrupts_are_heard():
 
 
 def assert_same_run(report, folder) -> None:
-    (comparison,) = report.comparisons
-    assert comparison.different == []
-    assert {"adapter_model.safetensors", *(f"{folder}/{name}" for name in EXACT)} <= set(comparison.equal)
-    assert {"trainer_log.jsonl", "all_results.json"} <= {*comparison.timeless, *comparison.equal}
+    assert report.comparisons
+    for comparison in report.comparisons:
+        assert comparison.different == []
+        assert {"adapter_model.safetensors", *(f"{folder}/{name}" for name in EXACT)} <= set(comparison.equal)
+        assert {"trainer_log.jsonl", "all_results.json"} <= {*comparison.timeless, *comparison.equal}
 
 
 def test_sft_killed_and_interrupted_ends_with_the_same_bytes(soak) -> None:
-    report = soak("sft", ["ctrl-c", "step", "sigterm"], max_steps=60, **ONLY_WHEN_ASKED).run()
-    assert_same_run(report, "checkpoint-60")
-    assert report.kills == {"step": 1}
+    report = soak("sft", ["ctrl-c", "step", "sigterm"], max_steps=300, **ONLY_WHEN_ASKED).run()
+    assert_same_run(report, "checkpoint-300")
+    assert report.kills.total() == 1
     assert report.signals == {"ctrl-c": 1, "sigterm": 1}
-    assert report.starts == 4
 
 
 def test_ppo_killed_in_a_save_and_in_a_rollout_ends_with_the_same_bytes(soak, reward) -> None:
@@ -41,5 +41,4 @@ def test_ppo_killed_in_a_save_and_in_a_rollout_ends_with_the_same_bytes(soak, re
     assert_same_run(report, "checkpoint-20")
     assert report.kills == {"save": 1, "rollout": 1}
     assert report.signals == {"ctrl-c twice": 1}
-    assert "completions.jsonl" in report.comparisons[0].equal
-    assert report.starts == 4
+    assert all("completions.jsonl" in comparison.equal for comparison in report.comparisons)

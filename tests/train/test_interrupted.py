@@ -32,6 +32,14 @@ def start(tiny_config, trained, tmp_path):
 
 
 @pytest.fixture
+def attended():
+    """Python's own handler of Ctrl-C: a shell that starts tests in the background has them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
 def cut(start, monkeypatch):
     """A run whose power is cut when it comes to ``place`` (a function of the run), after ``calls`` calls of it."""
 
@@ -138,6 +146,7 @@ def test_a_run_that_was_out_of_patience_takes_no_further_step(start, cut, tmp_pa
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are sent differently there")
 @pytest.mark.parametrize(("calls", "saved"), [(1, []), (2, [2])])
+@pytest.mark.usefixtures("attended")
 def test_ctrl_c_in_the_first_or_the_last_evaluation_stops_at_once(start, tmp_path, monkeypatch, calls, saved) -> None:
     """In the last one what was trained is saved, though no checkpoint was asked for."""
     from posttrain.train import stages
