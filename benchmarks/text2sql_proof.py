@@ -103,11 +103,11 @@ def markdown(seeds: Sequence[Seed]) -> str:
         "| --- | ---: |" + " ---: |" * len(MODELS),
     ]
     for seed in seeds:
-        cells = " | ".join(f"{fmean(seed.right[model]):.1%}" for model in MODELS)
+        cells = " | ".join(_percent(fmean(seed.right[model])) for model in MODELS)
         lines.append(f"| seed {seed.number} | {len(seed.right['base'])} | {cells} |")
     cells = " | ".join(_share(pooled[model]) for model in MODELS)
     lines.append(f"| all [95 %] | {len(pooled['base'])} | {cells} |")
-    cells = " | ".join(f"{fmean(seed.runs[model] for seed in seeds):.1%}" for model in MODELS)
+    cells = " | ".join(_percent(fmean(seed.runs[model] for seed in seeds)) for model in MODELS)
     lines += [f"| SQL that runs | {len(pooled['base'])} | {cells} |", ""]
     seed_names = " | ".join(f"seed {seed.number}" for seed in seeds)
     lines += [
@@ -124,9 +124,13 @@ def markdown(seeds: Sequence[Seed]) -> str:
     return "\n".join(lines)
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
 def _share(right: Sequence[float]) -> str:
     low, high = wilson_interval(int(sum(right)), len(right))
-    return f"{fmean(right):.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{_percent(fmean(right))} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _difference(a: Sequence[float], b: Sequence[float]) -> float:
