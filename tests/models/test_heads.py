@@ -13,6 +13,7 @@ from transformers import GPT2Config, GPT2ForSequenceClassification, LlamaConfig,
 
 from posttrain.errors import UserError
 from posttrain.models.heads import ScalarHead, find_head
+from posttrain.types import Batch
 
 torch.set_num_threads(1)
 
@@ -164,3 +165,13 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "value_head.safetensors").write_bytes(b"nonsense")
     with pytest.raises(UserError, match=r"value_head\.safetensors is damaged"):
         ScalarHead.load(tmp_path, 2)
+
+
+def test_a_sequence_is_scored_at_its_last_token_that_is_not_skipped() -> None:
+    ids = torch.tensor([[5, 6, 7, 7], [5, 7, 6, 0], [7, 7, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0]], dtype=torch.bool)
+    batch = Batch(input_ids=ids, attention_mask=mask, loss_mask=mask)
+    head = head_of([1.0])
+    assert head.ends(batch).tolist() == [3, 2, 1]
+    head.skips = 7
+    assert head.ends(batch).tolist() == [1, 2, 0]
