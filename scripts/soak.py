@@ -28,6 +28,7 @@ from soak_process import LOADING, PLACES, Attempt
 from soak_stages import STAGES, make_place, write_configuration
 
 REQUIRED = (LOADING, "step", "save", "end")
+MUST_HIT = (LOADING, "end")
 STEPS_PER_KILL = {"pt": 12, "sft": 10, "rm": 12, "ppo": 3}
 SIGNALS = ("ctrl-c", "ctrl-c twice", "sigterm")
 _STOPPING = "Stopping after this step"
@@ -106,6 +107,10 @@ class Soak:
         self._aims = aims
         self._advancing = max(1, sum(aim not in (LOADING, "restoring", "end") for aim in aims))
 
+    def aims_left(self, aim: str) -> bool:
+        """Whether a place too short to be met by chance is still to be hit, and may be aimed at once more."""
+        return self.report.kills[aim] == 0 and self.report.kills.total() < 2 * len(self._aims)
+
     @property
     def whole(self) -> Path:
         """Folder of the undisturbed run."""
@@ -158,7 +163,8 @@ class Soak:
         else:
             place, ended = self._strike(attempt, aim) if aim else (None, not attempt.end())
         if place:
-            aims.popleft()
+            if aim not in MUST_HIT or place == aim or not self.aims_left(aim):
+                aims.popleft()
             counter = self.report.signals if aim in SIGNALS else self.report.kills
             counter[place] += 1
         elif place is None and (not ended or attempt.status):
