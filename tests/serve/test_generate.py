@@ -100,7 +100,7 @@ def test_bad_input_is_said_and_writes_nothing(run, tmp_path, keys, sentence):
 
 def test_a_failed_write_leaves_no_partial_file(run, tmp_path, monkeypatch):
     def full(rows, *, as_list):
-        (tmp_path / "out" / ".predictions.jsonl.partial").mkdir()  # writing to a folder fails
+        (tmp_path / "out" / ".predictions.jsonl.partial").mkdir(parents=True)  # writing to a folder fails
         return ""
 
     monkeypatch.setattr(generate_module, "_serialised", full)
@@ -128,6 +128,17 @@ def test_a_judge_turns_wrong_answers_into_preference_pairs(run, tmp_path):
     assert pairs[0]["prompt"][-1] == {"role": "user", "content": "Count the rows."}
 
 
-def test_a_row_without_database_cannot_be_judged(run):
-    with pytest.raises(UserError, match="no such database file"):
+def test_rows_that_cannot_be_judged_are_refused_before_any_answer(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(ChatModel, "complete", None)
+    with pytest.raises(UserError, match=r"row 1 .*'a\.sqlite', but there is no .*database_dir"):
         run(preference_judge="sql_execution")
+    assert not (tmp_path / "out").exists()
+
+
+def test_answers_that_are_all_right_are_kept_and_no_pairs_are_said(run, tmp_path, monkeypatch):
+    sqlite3.connect(tmp_path / "a.sqlite").close()
+    (tmp_path / "rows.json").write_text(json.dumps([{**ROWS[0], "output": "SELECT 1;"}]), encoding="utf-8")
+    monkeypatch.setattr(ChatModel, "text_of", lambda model, completion: "SELECT 1")
+    with pytest.raises(UserError, match="all answers to the 1 prompts are right"):
+        run(preference_judge="sql_execution", database_dir=str(tmp_path))
+    assert [row["predict"] for row in lines(tmp_path / "out" / "predictions.jsonl")] == ["SELECT 1"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -78,18 +78,8 @@ def complete(
 def sampling_params(config: RunConfig, template: Template) -> SamplingParams:
     """How an evaluation draws completions: greedy unless ``do_sample`` is set."""
     generation = config.generation
-    return SamplingParams(
-        max_new_tokens=generation.max_new_tokens,
-        min_new_tokens=generation.min_new_tokens,
-        temperature=generation.temperature if generation.do_sample else 1.0,
-        top_k=generation.top_k,
-        top_p=generation.top_p,
-        min_p=generation.min_p,
-        repetition_penalty=generation.repetition_penalty,
-        do_sample=generation.do_sample,
-        stop_token_ids=template.stop_token_ids,
-        seed=config.train.seed,
-    )
+    params = SamplingParams.configured(generation, stop_token_ids=template.stop_token_ids, seed=config.train.seed)
+    return params if generation.do_sample else replace(params, temperature=1.0)
 
 
 def _completed(

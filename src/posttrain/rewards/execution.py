@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from posttrain.config import RunConfig
 from posttrain.errors import UserError
 from posttrain.rewards.sql.columns import database, reference_sql
 from posttrain.rewards.sql.compare import extract_sql, is_ordered, same_result
@@ -34,6 +35,31 @@ class SqlExecutionReward:
         self._folder = folder
         self._limits: dict[str, Any] = {"time_limit_s": time_limit_s, "row_limit": row_limit}
         self._references: dict[tuple[Path, str], Execution] = {}
+
+    @classmethod
+    def configured(cls, config: RunConfig) -> SqlExecutionReward:
+        """With the folder and the limits that the configuration names."""
+        limits = config.evaluate
+        folder = Path(limits.database_dir or config.data.dataset_dir)
+        return cls(folder, time_limit_s=limits.sql_time_limit, row_limit=limits.sql_row_limit)
+
+    def check(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Refuse rows that could not be judged, before time is spent on answers to them.
+
+        Args:
+            rows: the columns of each prompt's row, in order.
+
+        Raises:
+            UserError: names the first row without database file or reference.
+        """
+        for number, row in enumerate(rows, start=1):
+            reference_sql(row, number)
+            path = database(row, self._folder, number)
+            if not path.is_file():
+                raise UserError(
+                    f"row {number} of the data names the database {row['db']!r}, but there is no {path}; correct the "
+                    "column `db`, or name the folder that it is seen from in `database_dir`"
+                )
 
     def __call__(self, batch: RolloutBatch) -> Tensor:
         """[B] rewards.

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from posttrain.config import GenerationConfig
 from posttrain.errors import UserError
 
 Progress = Callable[[int, int], None]
@@ -45,6 +46,29 @@ class SamplingParams:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     do_sample: bool = True
+
+    @classmethod
+    def configured(
+        cls, generation: GenerationConfig, *, stop_token_ids: tuple[int, ...], seed: int, iteration: int = 0
+    ) -> SamplingParams:
+        """As the configuration's keys say.
+
+        Raises:
+            UserError: a value outside its range.
+        """
+        return cls(
+            max_new_tokens=generation.max_new_tokens,
+            stop_token_ids=stop_token_ids,
+            seed=seed,
+            iteration=iteration,
+            min_new_tokens=generation.min_new_tokens,
+            temperature=generation.temperature,
+            top_k=generation.top_k,
+            top_p=generation.top_p,
+            min_p=generation.min_p,
+            repetition_penalty=generation.repetition_penalty,
+            do_sample=generation.do_sample,
+        )
 
     def __post_init__(self) -> None:
         rules = {

@@ -16,6 +16,7 @@ from posttrain.data.encode import EncodedPrompt, Report
 from posttrain.errors import RunError, UserError
 from posttrain.rewards import SqlExecutionReward
 from posttrain.rewards.sql.columns import reference_sql
+from posttrain.rollout import Completion
 from posttrain.serve.model import ChatModel
 from posttrain.serve.pairs import PAIRS, preference_pairs
 
@@ -51,6 +52,9 @@ def generate(
     target = _target(config)
     model = ChatModel(config, notify=notify)
     prompts = _read_prompts(config, model, notify)
+    judge = SqlExecutionReward.configured(config) if config.predict.preference_judge else None
+    if judge is not None:
+        judge.check(prompt.extras for prompt in prompts)
     kept = [_kept(prompt, config.predict.keep_columns, row) for row, prompt in enumerate(prompts, start=1)]
     began = time.perf_counter()
     completions = model.complete(
@@ -59,32 +63,42 @@ def generate(
         progress=lambda done, total: progress("generate", done, total),
     )
     seconds = max(time.perf_counter() - began, 1e-9)
-    rows = []
-    for prompt, columns, drawn in zip(prompts, kept, completions, strict=True):
-        texts = [model.text_of(completion) for completion in drawn]
-        answer = texts[0] if len(texts) == 1 else texts
-        rows.append({"prompt": prompt.text, "predict": answer, "label": prompt.extras.get("reference"), **columns})
+    texts = [[model.text_of(completion) for completion in drawn] for drawn in completions]
+    rows = [
+        {
+            "prompt": p.text,
+            "predict": said[0] if len(said) == 1 else said,
+            "label": p.extras.get("reference"),
+            **columns,
+        }
+        for p, said, columns in zip(prompts, texts, kept, strict=True)
+    ]
+    results = _results(completions, seconds)
+    _write(target, _serialised(rows, as_list=target.suffix == ".json"))
+    notify(f"wrote {len(rows)} rows to {target}")
+    if judge is not None:
+        pairs = _pairs(prompts, texts, judge)
+        results["predict_pairs"] = len(pairs)
+        _write(target.with_name(PAIRS), _serialised(pairs, as_list=False))
+        notify(f"wrote {len(pairs)} preference pairs to {target.with_name(PAIRS)}")
+    _write(target.with_name(RESULTS), json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def _results(completions: Sequence[Sequence[Completion]], seconds: float) -> dict[str, Any]:
+    """The numbers of ``predict_results.json``."""
     every = [completion for drawn in completions for completion in drawn]
     num_tokens = sum(len(completion.token_ids) for completion in every)
-    results = {
-        "predict_num_rows": len(rows),
+    return {
+        "predict_num_rows": len(completions),
         "predict_runtime": seconds,
-        "predict_seconds_per_row": seconds / len(rows),
+        "predict_seconds_per_row": seconds / len(completions),
         "predict_samples_per_second": len(every) / seconds,
         "predict_tokens": num_tokens,
         "predict_tokens_per_second": num_tokens / seconds,
         "predict_mean_length": num_tokens / len(every),
         "predict_ended_share": sum(completion.ended for completion in every) / len(every),
     }
-    if config.predict.preference_judge:
-        pairs = _pairs(config, prompts, [[model.text_of(c) for c in drawn] for drawn in completions])
-        results["predict_pairs"] = len(pairs)
-        _write(target.with_name(PAIRS), _serialised(pairs, as_list=False))
-        notify(f"wrote {len(pairs)} preference pairs to {target.with_name(PAIRS)}")
-    _write(target.with_name(RESULTS), json.dumps(results, indent=2) + "\n")
-    _write(target, _serialised(rows, as_list=target.suffix == ".json"))
-    notify(f"wrote {len(rows)} rows to {target}")
-    return results
 
 
 def _target(config: RunConfig) -> Path:
@@ -137,18 +151,14 @@ def _kept(prompt: EncodedPrompt, columns: Sequence[str], row: int) -> dict[str, 
     return {name: prompt.extras[name] for name in columns}
 
 
-def _pairs(config: RunConfig, prompts: Sequence[EncodedPrompt], texts: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+def _pairs(
+    prompts: Sequence[EncodedPrompt], texts: Sequence[Sequence[str]], judge: SqlExecutionReward
+) -> list[dict[str, Any]]:
     """Preference pairs by the judge that the configuration names.
 
     Raises:
         UserError: no wrong answer was found, so that there is nothing to prefer.
     """
-    limits = config.evaluate
-    judge = SqlExecutionReward(
-        Path(limits.database_dir or config.data.dataset_dir),
-        time_limit_s=limits.sql_time_limit,
-        row_limit=limits.sql_row_limit,
-    )
     pairs = preference_pairs(prompts, texts, judge.worth, reference_sql)
     if not pairs:
         raise UserError(

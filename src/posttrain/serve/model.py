@@ -184,15 +184,8 @@ class ChatModel:
 
     def _params(self, settings: GenerationConfig) -> SamplingParams:
         self._calls += 1
-        return SamplingParams(
-            max_new_tokens=settings.max_new_tokens,
-            min_new_tokens=settings.min_new_tokens,
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            top_p=settings.top_p,
-            min_p=settings.min_p,
-            repetition_penalty=settings.repetition_penalty,
-            do_sample=settings.do_sample,
+        return SamplingParams.configured(
+            settings,
             stop_token_ids=self.template.stop_token_ids,
             seed=self.config.train.seed,
             iteration=self._calls - 1,

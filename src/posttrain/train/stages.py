@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -160,12 +159,8 @@ def make_reward(parts: Parts) -> Reward:
     config = parts.config
     if config.ppo.reward_funcs is None:
         return RoleReward(parts.engine.scores)
-    limits, processes = config.evaluate, parts.engine.processes
-    reward = SqlExecutionReward(
-        Path(limits.database_dir or config.data.dataset_dir),
-        time_limit_s=limits.sql_time_limit,
-        row_limit=limits.sql_row_limit,
-    )
+    reward, processes = SqlExecutionReward.configured(config), parts.engine.processes
+    reward.check(prompt.extras for prompt in (*parts.splits.train, *parts.splits.validation))
     return reward if processes.size == 1 else DealtReward(reward, processes)
 
 
@@ -174,15 +169,4 @@ def sampling_params(parts: Parts) -> SamplingParams:
     generation, template = parts.config.generation, parts.splits.template
     if template is None:
         raise UserError("an online stage needs prompts rendered by a chat template")
-    return SamplingParams(
-        max_new_tokens=generation.max_new_tokens,
-        min_new_tokens=generation.min_new_tokens,
-        temperature=generation.temperature,
-        top_k=generation.top_k,
-        top_p=generation.top_p,
-        min_p=generation.min_p,
-        repetition_penalty=generation.repetition_penalty,
-        do_sample=generation.do_sample,
-        stop_token_ids=template.stop_token_ids,
-        seed=parts.config.train.seed,
-    )
+    return SamplingParams.configured(generation, stop_token_ids=template.stop_token_ids, seed=parts.config.train.seed)

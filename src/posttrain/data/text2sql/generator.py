@@ -87,10 +87,8 @@ def generate(
     Args:
         directory: created when missing; files of an earlier call are replaced. seed: of every choice.
         num_pretrain, num_pretrain_heldout: documents. num_sft, num_prompts, num_heldout: questions.
-        num_pairs, num_heldout_pairs: preference pairs.
-        num_questions: more questions for training, for a model to answer and a judge to make pairs of.
-        hasty_share: of the SFT answers, written by an annotator in a hurry: ``SELECT *`` where some columns were asked
-            for, DISTINCT forgotten. What a model imitates, and preferences can then correct.
+        num_pairs, num_heldout_pairs: preference pairs. num_questions: for a model to answer, to make pairs of.
+        hasty_share: of the SFT answers, ``SELECT *`` where some columns were asked for; preferences can correct that.
         languages: "en", "zh" or both. chinese_share: of all rows when both.
         num_tables: concrete tables, one SQLite file each, a fifth of them held out.
         domains: subjects to draw from; None is all of the package.
@@ -104,15 +102,11 @@ def generate(
     """
     domains = tuple(load_domains() if domains is None else domains)
     share = _language_share(languages, chinese_share)
-    if not 0 <= hasty_share <= 1:
-        raise UserError(f"hasty_share is {hasty_share}: it must lie between 0 and 1")
     demonstrate = partial(_demonstration, hasty_share=hasty_share, rng=Random(f"text2sql hasty {seed}"))
-    _check(directory, domains, num_tables, max_columns)
+    _check(directory, domains, num_tables, max_columns, hasty_share)
     rng = Random(f"text2sql {seed}")
     sides = _split(domains, rng)
-    num_test = max(2, round(num_tables * HELDOUT_SHARE))
-    train = _pool(sides[0], num_tables - num_test, share, rng, max_columns, directory)
-    test = _pool(sides[1], num_test, share, rng, max_columns, directory)
+    train, test = _pools(sides, num_tables, share, rng, max_columns, directory)
     plan: Plan = {
         "heldout.jsonl": (map(_heldout_row, test.examples(num_heldout)), num_heldout),
         "pairs_heldout.json": (test.pairs(num_heldout_pairs), num_heldout_pairs),
@@ -121,12 +115,18 @@ def generate(
         "pairs.json": (train.pairs(num_pairs), num_pairs),
         "prompts.json": (map(_prompt_row, train.examples(num_prompts)), num_prompts),
         "pretrain.jsonl": (train.documents(num_pretrain), num_pretrain),
+        **_only_if_asked("questions.json", map(_prompt_row, train.examples(num_questions)), num_questions),
     }
-    if num_questions:
-        plan = {**plan, "questions.json": (map(_prompt_row, train.examples(num_questions)), num_questions)}
     counts, digests = _write_files(directory, plan, progress)
-    names = [tuple(domain.name for domain in side) for side in sides]
-    return _write_manifest(Manifest(directory, seed, counts, num_tables, names[0], names[1], digests))
+    return _write_manifest(Manifest(directory, seed, counts, num_tables, _names(sides[0]), _names(sides[1]), digests))
+
+
+def _only_if_asked(name: str, rows: Iterable[dict[str, Any]], count: int) -> Plan:
+    return {name: (rows, count)} if count else {}
+
+
+def _names(domains: Sequence[Domain]) -> tuple[str, ...]:
+    return tuple(domain.name for domain in domains)
 
 
 def _write_manifest(manifest: Manifest) -> Manifest:
@@ -154,6 +154,15 @@ def _write_files(
     return counts, digests
 
 
+def _pools(
+    sides: Sequence[Sequence[Domain]], num_tables: int, share: float, rng: Random, max_columns: int, directory: Path
+) -> tuple[Pool, Pool]:
+    """Training side and held-out side."""
+    num_test = max(2, round(num_tables * HELDOUT_SHARE))
+    train = _pool(sides[0], num_tables - num_test, share, rng, max_columns, directory)
+    return train, _pool(sides[1], num_test, share, rng, max_columns, directory)
+
+
 def _pool(domains: Sequence[Domain], count: int, share: float, rng: Random, max_columns: int, directory: Path) -> Pool:
     databases = _databases(domains, count, share, rng, max_columns)
     for database in databases:
@@ -161,7 +170,9 @@ def _pool(domains: Sequence[Domain], count: int, share: float, rng: Random, max_
     return Pool(databases, directory, share, rng)
 
 
-def _check(directory: Path, domains: Sequence[Domain], num_tables: int, max_columns: int) -> None:
+def _check(directory: Path, domains: Sequence[Domain], num_tables: int, max_columns: int, hasty_share: float) -> None:
+    if not 0 <= hasty_share <= 1:
+        raise UserError(f"hasty_share is {hasty_share}: it must lie between 0 and 1")
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
