@@ -174,7 +174,7 @@ def test_merge(load):
 
 def test_ppo(load):
     config = load(PPO)
-    assert config.ppo.reward_model == "/mnt/e/PyCharm/PreTrainModel/qwen2_7b_rm"
+    assert config.reward.reward_model == "/mnt/e/PyCharm/PreTrainModel/qwen2_7b_rm"
     assert (config.generation.top_k, config.generation.top_p, config.generation.temperature) == (0, 0.9, 1.0)
     assert config.generation.max_new_tokens == 512
     assert len(config.warnings) == 1

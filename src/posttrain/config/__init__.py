@@ -6,6 +6,7 @@ from posttrain.config.method import MethodConfig, PPOConfig, RewardModelConfig
 from posttrain.config.model import DataConfig, ModelConfig
 from posttrain.config.pipeline import PipelineConfig, PipelineStage, PreparedData, load_pipeline
 from posttrain.config.reference import reference_markdown
+from posttrain.config.rewards import RewardConfig
 from posttrain.config.run import KEYS, Command, Key, RunConfig
 from posttrain.config.train import TrainConfig
 from posttrain.config.use import EvalConfig, ExportConfig, GenerationConfig, PredictConfig
@@ -25,6 +26,7 @@ __all__ = [
     "PipelineStage",
     "PredictConfig",
     "PreparedData",
+    "RewardConfig",
     "RewardModelConfig",
     "RunConfig",
     "TrainConfig",

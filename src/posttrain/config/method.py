@@ -56,17 +56,8 @@ class RewardModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PPOConfig:
-    """Stage ppo: the reward, the penalty for leaving the reference, and the two clipped losses."""
+    """Stage ppo: the penalty for leaving the reference, and the two clipped losses."""
 
-    reward_model: str | None = option(None, help="Folder of the reward model that stage rm wrote.", path=True)
-    reward_funcs: Literal["sql_execution"] | None = option(
-        None,
-        help="A reward that needs no model. sql_execution runs the completion on the database that its row names: 1 "
-        "for the rows of the reference, 0.2 for SQL that runs, else 0.",
-    )
-    reward_model_type: Literal["lora", "full"] | None = option(
-        None, help="What `reward_model` must be, lora: an adapter, full: a whole model; null takes either."
-    )
     ppo_buffer_size: int = option(
         1,
         help="Optimizer batches gathered before each update: per_device_train_batch_size x "

@@ -294,7 +294,7 @@ def _unknown_top_key(key: object) -> str:
 def _foreign_default(key: str, kind: str) -> bool:
     """True for a key that belongs to another stage, which a default or an override for all stages may well hold."""
     group = KEYS[key].group if key in KEYS else ""
-    return (group == "ppo" and kind != "ppo") or (group == "reward_model" and kind != "rm")
+    return (group in ("ppo", "reward") and kind != "ppo") or (group == "reward_model" and kind != "rm")
 
 
 def _unknown_kind(kind: str, name: str, kind_where: str, where: str) -> str:

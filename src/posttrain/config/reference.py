@@ -14,6 +14,7 @@ _TITLES = {
     "data": "Data",
     "method": "Stage and trained weights",
     "reward_model": "Reward model",
+    "reward": "Rewards",
     "ppo": "PPO",
     "generation": "Generation",
     "train": "Training run",

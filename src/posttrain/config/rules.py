@@ -92,14 +92,17 @@ def _adapters(config: RunConfig) -> Iterator[Finding]:
 def _reward(config: RunConfig) -> Iterator[Finding]:
     if config.method.stage != "ppo":
         return
-    if not (config.ppo.reward_model or config.ppo.reward_funcs):
+    if not (config.reward.reward_model or config.reward.reward_funcs):
         yield (
             "reward_model",
             "`reward_model` is missing: stage ppo needs the folder that stage rm wrote; add a line such as "
             "`reward_model: runs/rm` (or `reward_funcs: sql_execution`, where a database says what is right)",
         )
-    if config.ppo.reward_model and config.ppo.reward_funcs:
+    if config.reward.reward_model and config.reward.reward_funcs:
         yield "reward_funcs", "`reward_funcs` and `reward_model` both say what a completion is worth; keep one"
+    for name in config.reward.reward_funcs:
+        if name != "sql_execution":
+            yield "reward_funcs", f"`reward_funcs: {name}` is no reward that there is; write sql_execution"
 
 
 def _ppo(config: RunConfig) -> Iterator[Finding]:
@@ -188,7 +191,7 @@ def _legacy_export(config: RunConfig) -> Iterator[str]:
 
 
 def _foreign_stage(config: RunConfig) -> Iterator[str]:
-    groups = {"ppo": "ppo", "reward_model": "rm"}
+    groups = {"ppo": "ppo", "reward": "ppo", "reward_model": "rm"}
     for group, stage in groups.items():
         if config.method.stage == stage:
             continue

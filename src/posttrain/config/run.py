@@ -10,6 +10,7 @@ from typing import Any, Literal
 from posttrain.config.method import MethodConfig, PPOConfig, RewardModelConfig
 from posttrain.config.model import DataConfig, ModelConfig
 from posttrain.config.options import type_hints
+from posttrain.config.rewards import RewardConfig
 from posttrain.config.train import TrainConfig
 from posttrain.config.use import EvalConfig, ExportConfig, GenerationConfig, PredictConfig
 
@@ -20,6 +21,7 @@ GROUPS: Mapping[str, type] = {
     "data": DataConfig,
     "method": MethodConfig,
     "reward_model": RewardModelConfig,
+    "reward": RewardConfig,
     "ppo": PPOConfig,
     "generation": GenerationConfig,
     "train": TrainConfig,
@@ -80,6 +82,7 @@ class RunConfig:
     data: DataConfig
     method: MethodConfig
     reward_model: RewardModelConfig
+    reward: RewardConfig
     ppo: PPOConfig
     generation: GenerationConfig
     train: TrainConfig

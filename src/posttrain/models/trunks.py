@@ -66,15 +66,15 @@ def reward_folder(config: RunConfig) -> RewardFolder | None:
     Raises:
         UserError: the folder is no reward model, or of another kind than ``reward_model_type`` says.
     """
-    ppo = config.ppo
-    if ppo.reward_model is None:
+    wanted = config.reward
+    if wanted.reward_model is None:
         return None
-    reward = read_reward_folder(ppo.reward_model)
-    kind = {"lora": "adapter", "full": "model", None: reward.kind}[ppo.reward_model_type]
+    reward = read_reward_folder(wanted.reward_model)
+    kind = {"lora": "adapter", "full": "model", None: reward.kind}[wanted.reward_model_type]
     if reward.kind != kind:
         what = {"adapter": "an adapter", "model": "a whole model"}
         raise UserError(
-            f"reward_model_type: {ppo.reward_model_type} means {what[kind]}, but {reward.folder} is "
+            f"reward_model_type: {wanted.reward_model_type} means {what[kind]}, but {reward.folder} is "
             f"{what[reward.kind]}. Remove reward_model_type: the folder says which it is."
         )
     return reward

@@ -63,8 +63,8 @@ def loop_config(source: RunConfig | Mapping[str, Any] | str | Path) -> tuple[Run
     notes: tuple[str, ...] = ()
     if unread:
         notes = (f"{', '.join(unread)} changes nothing in an own loop: prompts and rewards are those given to step",)
-    ppo = dataclasses.replace(config.ppo, reward_model=None, reward_funcs=None)
-    return dataclasses.replace(config, ppo=ppo, train=_without_end(config)), (*config.warnings, *notes)
+    reward = dataclasses.replace(config.reward, reward_model=None, reward_funcs=())
+    return dataclasses.replace(config, reward=reward, train=_without_end(config)), (*config.warnings, *notes)
 
 
 def falls(config: RunConfig) -> bool:

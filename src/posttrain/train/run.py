@@ -107,7 +107,7 @@ def _directory(path: str, place: Mapping[str, Any], processes: Processes) -> Run
 
 def _read_folders(config: RunConfig) -> list[str]:
     """Models and adapters that the run loads."""
-    model, reward = config.model, config.ppo.reward_model
+    model, reward = config.model, config.reward.reward_model
     return [model.model_name_or_path, *model.adapter_name_or_path, *([reward] if reward else [])]
 
 

@@ -157,7 +157,7 @@ def make_sampler(parts: Parts, actor: PreTrainedModel) -> Sampler:
 def make_reward(parts: Parts) -> Reward:
     """Where completions get their reward: the reward role, or the database."""
     config = parts.config
-    if config.ppo.reward_funcs is None:
+    if not config.reward.reward_funcs:
         return RoleReward(parts.engine.scores)
     reward, processes = SqlExecutionReward.configured(config), parts.engine.processes
     reward.check(prompt.extras for prompt in (*parts.splits.train, *parts.splits.validation))
