@@ -1,4 +1,4 @@
-"""Credit: from rewards to advantages, with a critic (GAE) or with siblings of the same prompt as the baseline."""
+"""Credit: from rewards to advantages, with a critic (GAE), with siblings of the same prompt, or with no baseline."""
 
 from __future__ import annotations
 
@@ -40,6 +40,28 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
         next_advantage = torch.where(here, advantage, next_advantage)
     advantages = torch.stack(columns[::-1], dim=1) if columns else torch.zeros_like(values)  # [B, T]
     return advantages, advantages + values
+
+
+def discounted_returns(rewards: Tensor, mask: Tensor, *, gamma: float) -> Tensor:
+    """The reward to go: what is still to come from each token on.
+
+        R_t = r_t + γ R_{t+1}
+
+    t + 1 is the next position inside the mask, as in ``gae``, of which this is the case without a critic.
+
+    Papers: Williams, 1992; per token of an answer, with the KL penalty among the rewards: Hu et al., 2025, REINFORCE++
+    (arXiv:2501.03262).
+
+    Args:
+        rewards: [B, T] reward for emitting token t.
+        mask: [B, T] bool, True on tokens that the policy emitted.
+        gamma: discount γ.
+
+    Returns:
+        [B, T], 0 outside the mask, neither centred nor scaled.
+    """
+    returns, _ = gae(rewards, torch.zeros_like(rewards), mask, gamma=gamma, lam=1.0)
+    return returns
 
 
 def group_relative(rewards: Tensor, group_size: int, *, scale_by_std: bool) -> Tensor:
