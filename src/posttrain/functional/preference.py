@@ -176,8 +176,8 @@ def cpo_loss(
         sigmoid: −(1 − s) log σ(β (log π(y_c) − log π(y_r))) − s log σ(−β (log π(y_c) − log π(y_r)))
         hinge:   max(0, 1 − β (log π(y_c) − log π(y_r)))
 
-    Paper: Xu et al., 2024, eq. 3 (arXiv:2401.08417), which adds the negative log-likelihood of the chosen answer; that is
-    the caller's. hinge: Zhao et al., 2023, SLiC-HF (arXiv:2305.10425).
+    Paper: Xu et al., 2024, eq. 3 (arXiv:2401.08417); the negative log-likelihood of the chosen answer, which the paper
+    adds, is the caller's. hinge: Zhao et al., 2023, SLiC-HF (arXiv:2305.10425).
 
     Args:
         chosen_logps: [P] log-probability of the chosen answer, summed over its tokens.
