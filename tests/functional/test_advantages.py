@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from posttrain.functional import gae, group_relative, leave_one_out
+from posttrain.functional import discounted_returns, gae, group_relative, leave_one_out
 
 
 def random_case(seed: int, rows: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,6 +112,38 @@ def test_gae_gradcheck() -> None:
     rewards, values, mask = random_case(5, 3, 4)
     inputs = (rewards.requires_grad_(), values.requires_grad_())
     assert torch.autograd.gradcheck(lambda r, v: gae(r, v, mask, gamma=0.9, lam=0.8), inputs)
+
+
+def test_discounted_returns_by_hand() -> None:
+    # gamma 0.5: 4; 2 + 0.5 * 4 = 4; 1 + 0.5 * 4 = 3; a gap in the middle neither discounts nor counts
+    rewards = torch.tensor([[9.0, 1.0, 2.0, 7.0, 4.0, 9.0]])
+    mask = torch.tensor([[False, True, True, False, True, False]])
+    assert discounted_returns(rewards, mask, gamma=0.5).tolist() == [[0.0, 3.0, 4.0, 0.0, 4.0, 0.0]]
+    assert discounted_returns(rewards, mask, gamma=1.0).tolist() == [[0.0, 7.0, 6.0, 0.0, 4.0, 0.0]]
+    assert discounted_returns(rewards, mask, gamma=0.0).tolist() == [[0.0, 1.0, 2.0, 0.0, 4.0, 0.0]]
+
+
+@given(seed=st.integers(0, 9999), rows=st.integers(1, 4), width=st.integers(1, 6), gamma=st.floats(0, 1))
+@settings(deadline=None, max_examples=30)
+def test_discounted_returns_by_definition_nan_and_permutation(seed: int, rows: int, width: int, gamma: float) -> None:
+    rewards, _, mask = random_case(seed, rows, width)
+    returns = discounted_returns(rewards, mask, gamma=gamma)
+    for row in range(rows):
+        kept = rewards[row, mask[row]].tolist()
+        expected = [sum(gamma ** (k - t) * kept[k] for k in range(t, len(kept))) for t in range(len(kept))]
+        assert returns[row, mask[row]].tolist() == pytest.approx(expected, abs=1e-9)
+    assert not returns[~mask].any()
+    hidden = torch.where(mask, rewards, torch.nan).requires_grad_()
+    assert torch.equal(discounted_returns(hidden, mask, gamma=gamma), returns)
+    (grad,) = torch.autograd.grad(discounted_returns(hidden, mask, gamma=gamma).sum(), hidden)
+    assert not grad[~mask].any()
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(discounted_returns(rewards[order], mask[order], gamma=gamma), returns[order])
+
+
+def test_discounted_returns_gradcheck() -> None:
+    rewards, _, mask = random_case(6, 3, 4)
+    assert torch.autograd.gradcheck(lambda r: discounted_returns(r, mask, gamma=0.9), (rewards.requires_grad_(),))
 
 
 def test_group_relative_by_hand() -> None:
