@@ -22,3 +22,7 @@ class UserError(PosttrainError):
 
 class RunError(PosttrainError):
     """A run that started well and failed: a non-finite loss, a full disk, a gate that did not hold. Exit status 1."""
+
+
+class RewardError(RunError):
+    """Completions that cannot be scored. Nothing was learned from them: a loop writes a checkpoint, then stops."""

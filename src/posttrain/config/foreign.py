@@ -32,8 +32,6 @@ REFUSED_VALUES: Mapping[tuple[str, str], str] = {
     "run stage: ppo against it",
     ("stage", "kto"): "is not one of pt, sft, rm, ppo; posttrain learns preferences from pairs (stage: rm, then ppo)",
     ("finetuning_type", "oft"): "is not one of lora, full, freeze; use lora, whose adapters train the same layers",
-    ("reward_model_type", "api"): "is not supported: PPO asks no server for scores; give the folder of a reward model, "
-    "an adapter (reward_model_type: lora) or a whole model (full)",
     ("lr_scheduler_type", "polynomial"): "is not supported; linear is the same curve with power 1",
     ("lr_scheduler_type", "cosine_with_restarts"): "is not supported; cosine is the same curve without restarts",
     ("lr_scheduler_type", "cosine_with_min_lr"): "is not supported; cosine falls to 0",

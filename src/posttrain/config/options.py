@@ -58,7 +58,8 @@ def type_words(hint: Any) -> str:
         if get_origin(member) is Literal:
             parts.append("one of " + ", ".join(str(choice) for choice in get_args(member)))
         elif get_origin(member) is tuple:
-            parts.append("names, separated by commas or as a list")
+            what = "numbers" if get_args(member)[0] is float else "names"
+            parts.append(f"{what}, separated by commas or as a list")
         else:
             parts.append(words[member])
     return " or ".join(parts)

@@ -73,7 +73,7 @@ def _convert_member(value: object, member: Any) -> tuple[bool, Any]:
     if get_origin(member) is Literal:
         return _as_choice(value, get_args(member))
     if get_origin(member) is tuple:
-        return _as_names(value)
+        return _as_numbers(value) if get_args(member)[0] is float else _as_names(value)
     if member is bool:
         return _as_bool(value)
     if member is int or member is float:
@@ -100,6 +100,14 @@ def _as_names(value: object) -> tuple[bool, Any]:
             return False, None
         return True, tuple(str(name).strip() for name in value)
     return isinstance(value, int | float) and not isinstance(value, bool), (str(value),)
+
+
+def _as_numbers(value: object) -> tuple[bool, Any]:
+    found, items = _as_names(value)
+    if not found:
+        return False, None
+    numbers = [_as_number(item, whole=False) for item in items]
+    return all(is_number for is_number, _ in numbers), tuple(number for _, number in numbers)
 
 
 def _as_bool(value: object) -> tuple[bool, Any]:

@@ -67,9 +67,11 @@ def reward_folder(config: RunConfig) -> RewardFolder | None:
         UserError: the folder is no reward model, or of another kind than ``reward_model_type`` says.
     """
     wanted = config.reward
-    if wanted.reward_model is None:
+    if wanted.model_folder is None:
         return None
-    reward = read_reward_folder(wanted.reward_model)
+    if wanted.reward_model_type == "api":
+        raise UserError(f"reward_model_type: api asks for the address of a server, not for {wanted.model_folder}")
+    reward = read_reward_folder(wanted.model_folder)
     kind = {"lora": "adapter", "full": "model", None: reward.kind}[wanted.reward_model_type]
     if reward.kind != kind:
         what = {"adapter": "an adapter", "model": "a whole model"}
