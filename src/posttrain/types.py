@@ -104,6 +104,7 @@ class RolloutBatch(Batch):
         ended: [B] bool, True where the completion stopped by itself (end-of-turn token), False where it was cut.
         prompts: B prompt texts. completions: B completion texts, special tokens removed.
         extras: B mappings, the other columns of the prompt's data row.
+        messages: B chats that wait for the completion, their messages with ``role`` and ``content``, as in the data.
         rewards: [B] one score per sequence.
         ref_logprobs: [B, T] under the reference policy. values: [B, T] before the update.
         advantages: [B, T]. returns: [B, T].
@@ -114,6 +115,7 @@ class RolloutBatch(Batch):
     prompts: tuple[str, ...] = ()
     completions: tuple[str, ...] = ()
     extras: tuple[Mapping[str, Any], ...] = ()
+    messages: tuple[tuple[Mapping[str, str], ...], ...] = ()
     rewards: Tensor | None = None
     ref_logprobs: Tensor | None = None
     values: Tensor | None = None

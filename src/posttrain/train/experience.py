@@ -53,6 +53,10 @@ def laid_out(tokenizer: PreTrainedTokenizerBase, rows: Sequence[tuple[EncodedPro
         prompts=tuple(prompt.text for prompt, _ in rows),
         completions=tuple(str(tokenizer.decode(c.token_ids, skip_special_tokens=True)) for _, c in rows),
         extras=tuple(prompt.extras for prompt, _ in rows),
+        messages=tuple(
+            tuple({"role": message.role, "content": message.content} for message in prompt.messages)
+            for prompt, _ in rows
+        ),
     )
 
 
