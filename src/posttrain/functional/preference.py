@@ -138,9 +138,8 @@ def _loss_of_difference(h: Tensor, beta: float, kind: str, label_smoothing: floa
         return (h - 1 / (2 * beta)).square()
     kept, flipped = F.logsigmoid(beta * h), F.logsigmoid(-beta * h)
     if kind == "exo_pair":
-        return kept.exp() * (kept - math.log1p(-label_smoothing)) + flipped.exp() * (
-            flipped - math.log(label_smoothing)
-        )
+        straight = kept.exp() * (kept - math.log1p(-label_smoothing))
+        return straight + flipped.exp() * (flipped - math.log(label_smoothing))
     kept, flipped = (1 - label_smoothing) * kept, label_smoothing * flipped
     if kind == "robust":
         return (flipped - kept) / (1 - 2 * label_smoothing)
