@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from posttrain.config.reward_rules import reward_problems
 from posttrain.config.run import KEYS, Command, RunConfig
 
 Finding = tuple[str, str]
@@ -90,19 +91,8 @@ def _adapters(config: RunConfig) -> Iterator[Finding]:
 
 
 def _reward(config: RunConfig) -> Iterator[Finding]:
-    if config.method.stage != "ppo":
-        return
-    if not (config.reward.reward_model or config.reward.reward_funcs):
-        yield (
-            "reward_model",
-            "`reward_model` is missing: stage ppo needs the folder that stage rm wrote; add a line such as "
-            "`reward_model: runs/rm` (or `reward_funcs: sql_execution`, where a database says what is right)",
-        )
-    if config.reward.reward_model and config.reward.reward_funcs:
-        yield "reward_funcs", "`reward_funcs` and `reward_model` both say what a completion is worth; keep one"
-    for name in config.reward.reward_funcs:
-        if name != "sql_execution":
-            yield "reward_funcs", f"`reward_funcs: {name}` is no reward that there is; write sql_execution"
+    if config.method.stage == "ppo":
+        yield from reward_problems(config.reward, config.method.stage)
 
 
 def _ppo(config: RunConfig) -> Iterator[Finding]:
