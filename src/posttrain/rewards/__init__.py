@@ -1,8 +1,26 @@
 """Where rewards come from: one method, ``reward(batch) -> [B]``."""
 
+from posttrain.rewards.build import build_reward
+from posttrain.rewards.classifier import ClassifierReward
 from posttrain.rewards.execution import SqlExecutionReward
+from posttrain.rewards.function import FunctionReward
+from posttrain.rewards.http import HttpReward
 from posttrain.rewards.protocol import Reward
 from posttrain.rewards.role import RoleReward
+from posttrain.rewards.rules import RuleReward
 from posttrain.rewards.scripted import ScriptedReward
+from posttrain.rewards.weighted import WeightedReward, measured
 
-__all__ = ["Reward", "RoleReward", "ScriptedReward", "SqlExecutionReward"]
+__all__ = [
+    "ClassifierReward",
+    "FunctionReward",
+    "HttpReward",
+    "Reward",
+    "RoleReward",
+    "RuleReward",
+    "ScriptedReward",
+    "SqlExecutionReward",
+    "WeightedReward",
+    "build_reward",
+    "measured",
+]
