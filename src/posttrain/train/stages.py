@@ -15,7 +15,7 @@ from posttrain.data.batches import collate, collate_pairs, lengths_of
 from posttrain.data.template import pad_token_id
 from posttrain.errors import UserError
 from posttrain.models.forward import is_packed
-from posttrain.rewards import Reward, RoleReward, SqlExecutionReward
+from posttrain.rewards import Reward, RoleReward, build_reward
 from posttrain.rollout import Sampler, SamplingParams, SlotSampler
 from posttrain.train import offline, online
 from posttrain.train.dealt import DealtReward, DealtSampler
@@ -99,7 +99,7 @@ class OnlineStage:
             engine=parts.engine,
             algorithm=algorithm,
             sampler=make_sampler(parts, actor),
-            reward=make_reward(parts),
+            reward=make_reward(parts, progress.note),
             tokenizer=parts.tokenizer,
             prompts=parts.splits.train,
             num_prompts=rows * config.ppo.ppo_buffer_size // algorithm.group_size,
@@ -154,14 +154,18 @@ def make_sampler(parts: Parts, actor: PreTrainedModel) -> Sampler:
     return sampler if processes.size == 1 else DealtSampler(sampler, processes)
 
 
-def make_reward(parts: Parts) -> Reward:
-    """Where completions get their reward: the reward role, or the database."""
-    config = parts.config
-    if not config.reward.reward_funcs:
-        return RoleReward(parts.engine.scores)
-    reward, processes = SqlExecutionReward.configured(config), parts.engine.processes
-    reward.check(prompt.extras for prompt in (*parts.splits.train, *parts.splits.validation))
-    return reward if processes.size == 1 else DealtReward(reward, processes)
+def make_reward(parts: Parts, notify: Callable[[str], None] = lambda sentence: None) -> Reward:
+    """Where completions get their reward; several processes share out all of it that is no role of the engine."""
+    processes, tokenizer = parts.engine.processes, parts.tokenizer
+    return build_reward(
+        parts.config,
+        role=RoleReward(parts.engine.scores),
+        rows=[prompt.extras for prompt in (*parts.splits.train, *parts.splits.validation)],
+        share=(lambda reward: reward) if processes.size == 1 else partial(DealtReward, processes=processes),
+        decode=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=False)),
+        device=parts.engine.device,
+        notify=notify,
+    )
 
 
 def sampling_params(parts: Parts) -> SamplingParams:
