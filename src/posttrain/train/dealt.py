@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from posttrain.engine import Processes, dealt
+from posttrain.errors import RewardError
 from posttrain.rewards import Reward
 from posttrain.rollout import Completion, Progress, Prompt, Sampler, SamplingParams
 from posttrain.types import RolloutBatch
@@ -76,9 +77,21 @@ class DealtReward:
         self._reward, self._processes = reward, processes
 
     def __call__(self, batch: RolloutBatch) -> Tensor:
-        """[B] scores."""
+        """[B] scores.
+
+        Raises:
+            RewardError: on every process, if one of them cannot score its part.
+        """
         owned = torch.arange(self._processes.rank, len(batch), self._processes.size, device=batch.input_ids.device)
         scores = torch.zeros(len(batch), device=batch.input_ids.device)
+        failure = ""
         if len(owned):
-            scores[owned] = self._reward(batch.rows(owned)).float().to(scores.device)
+            try:
+                scores[owned] = self._reward(batch.rows(owned)).float().to(scores.device)
+            except RewardError as error:
+                failure = str(error)
+        # all of them stop at the same point, so that they can write the checkpoint that they owe
+        for text in self._processes.gather(failure):
+            if text:
+                raise RewardError(text)
         return self._processes.sum(scores)

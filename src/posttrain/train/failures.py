@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from posttrain.engine import DamagedError, NonFiniteError
-from posttrain.errors import RunError, UserError
+from posttrain.errors import RewardError, RunError, UserError
 from posttrain.train.run_directory import RunDirectory
 
 # How torch's allocators of CPU and GPU, and the system, say it where they raise no type of their own.
@@ -33,6 +33,23 @@ def explained(directory: RunDirectory) -> Iterator[None]:
             "gradient_checkpointing: true; a smaller cutoff_len, max_new_tokens or num_rollout_slots helps too. "
             f"{directory.way_back()}"
         ) from error
+
+
+@contextmanager
+def kept(directory: RunDirectory, save: Callable[[], None]) -> Iterator[None]:
+    """Around the loop: what was learned until completions could not be scored goes into a checkpoint.
+
+    Args:
+        directory: of the run. save: writes the checkpoint, if there is one to write.
+
+    Raises:
+        RunError: what went wrong with the reward, and the way back.
+    """
+    try:
+        yield
+    except RewardError as error:
+        save()
+        raise RunError(f"{error} {directory.way_back()}") from error
 
 
 @contextmanager

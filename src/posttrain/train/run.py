@@ -19,7 +19,7 @@ from posttrain.models.assemble import offline_assembly, online_assembly
 from posttrain.models.fetch import resolve_model
 from posttrain.models.load import load_tokenizer
 from posttrain.train.disk import reason
-from posttrain.train.failures import explained, reading
+from posttrain.train.failures import explained, kept, reading
 from posttrain.train.machine import peak_memory_bytes
 from posttrain.train.metrics import TRAINER_LOG, MetricsLog
 from posttrain.train.monitor import Monitor, Totals
@@ -165,11 +165,12 @@ def _run(parts: Parts, notify: Callable[[str], None]) -> dict[str, Any]:
         if checkpoint is not None:
             with reading(checkpoint, directory):
                 monitor.resume(checkpoint, start)
-        before = _before(parts, stage, monitor)
-        if not monitor.out_of_patience:
-            with monitor.interruptible():
-                stage.fit(monitor)
-        final = _last_evaluation(parts, stage, monitor)
+        with kept(directory, lambda: monitor.save(parts.steps_done) if parts.steps_done else None):
+            before = _before(parts, stage, monitor)
+            if not monitor.out_of_patience:
+                with monitor.interruptible():
+                    stage.fit(monitor)
+            final = _last_evaluation(parts, stage, monitor)
     results = {**_train_results(parts, monitor.totals), **_first(before)}
     return _write_results(parts, results, final, notify)
 
