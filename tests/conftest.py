@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -256,3 +259,87 @@ def trained(tiny_llama, tiny_config, tmp_path_factory):
         ),
     )
     return root
+
+
+class JudgeServer:
+    """A server on this machine that answers chat completions as a function of what it is asked.
+
+    Attributes:
+        url: its base URL. asked: the questions in the order in which they came. headers: of each request.
+        payloads: of each request, as parsed.
+    """
+
+    def __init__(self, reply):
+        """``reply``: question -> the answer's text; (status, body) or (status, body, headers); None hangs up."""
+        self.asked, self.headers, self.payloads = [], [], []
+        lock, outer = threading.Lock(), self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with lock:
+                    outer.asked.append(payload["messages"][-1]["content"])
+                    outer.headers.append({"path": self.path, **self.headers})
+                    outer.payloads.append(payload)
+                said = reply(payload["messages"][-1]["content"])
+                if said is None:
+                    self.close_connection = True
+                    return
+                status, body, *more = (200, outer.completion(said)) if isinstance(said, str) else said
+                self.send_response(status)
+                for name, value in {"Content-Length": str(len(body)), **(more[0] if more else {})}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_):
+                """Nothing: the output of tests is for failures."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    @staticmethod
+    def completion(text):
+        """The body of a chat completion that says ``text``."""
+        message = {"role": "assistant", "content": text}
+        return json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}).encode()
+
+    @staticmethod
+    def answers_in(question):
+        """The answers that a question of the built-in English prompts shows: two, or one."""
+        return re.findall(r"=== answer ?[AB]? ===\n(.*?)\n=== end of answer", question, re.DOTALL)
+
+    def close(self):
+        """From now on nobody listens there."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def judge_server():
+    """Start a server with a reply; see ``JudgeServer``. All of them end with the test."""
+    started = []
+
+    def start(reply):
+        started.append(JudgeServer(reply))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.close()
+
+
+@pytest.fixture
+def longer():
+    """A judge without whims: the longer answer is better; with one answer, its length up to 10 is its score."""
+
+    def reply(question):
+        answers = JudgeServer.answers_in(question)
+        if len(answers) == 1:
+            return f"Its length decides.\nScore: {max(1, min(len(answers[0]), 10))}"
+        first, second = map(len, answers)
+        return f"I counted.\n\n**Verdict: {'tie' if first == second else 'A' if first > second else 'B'}**"
+
+    return reply

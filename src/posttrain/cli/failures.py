@@ -48,6 +48,8 @@ def failed(message: str, status: int) -> int:
 
 
 def _farewell(args: argparse.Namespace) -> str:
+    if args.command == "label":
+        return "interrupted. The same command goes on where this one was."
     folder = getattr(args, "output_dir", None)
     # a checkpoint of the model alone cannot be continued from
     state = "**/checkpoint-*/trainer_state.json"

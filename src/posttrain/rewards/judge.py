@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-import torch
 from torch import Tensor
 
 from posttrain.config import RunConfig
 from posttrain.config.judge import scale
-from posttrain.errors import RunError
+from posttrain.data.formats import ROLE_NAMES, Message
+from posttrain.errors import RewardError, UserError
 from posttrain.rewards.judge_client import ChatClient, RefusedError, side_by_side
+from posttrain.rewards.scores import OnError, Strict
 from posttrain.rewards.verdicts import (
     JudgePrompt,
     Mode,
@@ -20,6 +21,8 @@ from posttrain.rewards.verdicts import (
     judge_prompt,
     pairwise_verdict,
     pointwise_score,
+    transcript,
+    with_system,
 )
 from posttrain.types import RolloutBatch
 
@@ -72,7 +75,7 @@ class Judge:
         """Which of two answers is better: "A" the first, "B" the second, or "tie".
 
         Raises:
-            RunError, UserError: as ``ChatClient.answer``.
+            RewardError, UserError: as ``ChatClient.answer``.
         """
         return self._opinion(pairwise_verdict, prompt=prompt, answer_a=first, answer_b=second)
 
@@ -80,7 +83,7 @@ class Judge:
         """How good an answer is, on ``scale``.
 
         Raises:
-            RunError, UserError: as ``ChatClient.answer``.
+            RewardError, UserError: as ``ChatClient.answer``.
         """
         lowest, highest = self.scale
         bounds = {"lowest": f"{lowest:g}", "highest": f"{highest:g}"}
@@ -103,53 +106,67 @@ class Judge:
 
 
 class JudgeReward:
-    """What a judge gives each completion on its scale, the prompt shown to it as it was rendered.
+    """What a judge gives each completion on its scale."""
 
-    A completion on which the judge gives no score takes the mean of the others in the batch, so that it pulls the
-    policy nowhere; where that is more than half of a batch, the run stops.
+    def __init__(
+        self,
+        judge: Judge,
+        *,
+        concurrency: int = 8,
+        system: str | None = None,
+        on_error: OnError = "stop",
+        notify: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
+        """Take a judge that rates single answers.
 
-    Attributes:
-        num_undecided: completions without a score, so far.
-    """
-
-    def __init__(self, judge: Judge, *, concurrency: int = 8) -> None:
-        """``concurrency``: completions that are judged at the same time."""
-        self._judge = judge
-        self._concurrency = concurrency
-        self.num_undecided = 0
+        Args:
+            judge: its prompt is pointwise. concurrency: completions that are judged at the same time.
+            system: the system message of chats that have none, as the policy read them.
+            on_error, notify: what becomes of a completion that the judge gives no score, see ``Strict``.
+        """
+        self._judge, self._concurrency, self._system = judge, concurrency, system
+        self._strict = Strict(f"the judge {judge.client.model}", on_error=on_error, notify=notify)
+        self._has_scored = False
 
     @classmethod
-    def configured(cls, config: RunConfig) -> JudgeReward:
+    def configured(cls, config: RunConfig, notify: Callable[[str], None] = lambda sentence: None) -> JudgeReward:
         """As the keys of the judge say, whatever ``judge_mode`` is.
 
         Raises:
             UserError: address, token or prompt cannot be used.
         """
-        return cls(Judge.configured(config, "pointwise"), concurrency=config.judge.judge_concurrency)
+        return cls(
+            Judge.configured(config, "pointwise"),
+            concurrency=config.judge.judge_concurrency,
+            system=config.data.default_system,
+            on_error=config.reward.reward_on_error,
+            notify=notify,
+        )
 
     def __call__(self, batch: RolloutBatch) -> Tensor:
         """[B] scores.
 
         Raises:
-            RunError: the server gave no answer, or too many answers held no score.
-            UserError: the server refuses the token or the model.
+            RewardError: the server gave no answer, or an answer no score where that is to stop the run.
+            UserError: the server refuses token or model from the start.
         """
+        try:
+            found = dict(side_by_side(range(len(batch)), lambda row: self._rated(batch, row), limit=self._concurrency))
+        except UserError as refusal:
+            if not self._has_scored:
+                raise
+            raise RewardError(str(refusal)) from refusal  # a run under way is worth a checkpoint
+        self._has_scored = True
+        opinions = [found[row] for row in range(len(batch))]
+        return self._strict.rewards([o.refusal or o.text if o.value is None else o.value for o in opinions], batch)
 
-        def rated(row: int) -> Opinion[float]:
-            return self._judge.rate(batch.prompts[row], batch.completions[row])
+    def _rated(self, batch: RolloutBatch, row: int) -> Opinion[float]:
+        shown = batch.prompts[row] if batch.prompts else ""
+        if batch.messages:
+            shown = transcript(_chat(batch.messages[row], self._system), self._judge.prompt.language)
+        return self._judge.rate(shown, batch.completions[row])
 
-        found = dict(side_by_side(range(len(batch)), rated, limit=self._concurrency))
-        scores = [found[row].value for row in range(len(batch))]
-        decided = [score for score in scores if score is not None]
-        undecided = len(scores) - len(decided)
-        self.num_undecided += undecided
-        if 2 * undecided > len(scores):
-            last = next(opinion for opinion in found.values() if opinion.value is None)
-            raise RunError(
-                f"judge: {self._judge.client.url} gave no score to {undecided} of {len(scores)} completions; the last "
-                f"answer without one: {(last.refusal or last.text)[-200:]!r}. Another judge_model, judge_prompt or "
-                "judge_max_tokens may help"
-            )
-        mean = sum(decided) / max(len(decided), 1)
-        filled = [mean if score is None else score for score in scores]
-        return torch.tensor(filled, dtype=torch.float32, device=batch.input_ids.device)
+
+def _chat(messages: Sequence[Mapping[str, str]], system: str | None) -> tuple[Message, ...]:
+    chat = tuple(Message(ROLE_NAMES[message["role"]], message["content"]) for message in messages)
+    return with_system(chat, system)

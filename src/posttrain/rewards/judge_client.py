@@ -2,44 +2,34 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import os
 import queue
 import random
 import threading
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from posttrain.config import RunConfig
 from posttrain.config.judge import is_url
-from posttrain.errors import RunError, UserError
+from posttrain.errors import RewardError, UserError
+from posttrain.rewards.posting import Post, PostError, excerpt, token_in
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 LONGEST_PAUSE_S = 60.0
-_LARGEST_ANSWER = 8_000_000
-_SHOWN = 300
-_PASSING = (408, 409, 425, 429)
 _OF_THIS_REQUEST = (400, 413, 422)
-_LOCAL = ("localhost", "127.0.0.1", "::1")
+_HINTS = {
+    401: "set judge_token_env to the variable that holds the token",
+    403: "the token of judge_token_env may not ask this model",
+    404: "`judge` must be the base URL, mostly one that ends in /v1, and judge_model a model of this server",
+}
 
 
 class RefusedError(Exception):
     """The server refused this one request, an over-long one perhaps; others may well be answered."""
-
-
-class _PassingError(Exception):
-    """A failure that may not come again; ``wait_s``: what the server asked for."""
-
-    def __init__(self, text: str, wait_s: float = 0.0) -> None:
-        super().__init__(text)
-        self.wait_s = wait_s
 
 
 class ChatClient:
@@ -72,22 +62,16 @@ class ChatClient:
             first_pause_s: before the first retry; each further one is twice as long.
 
         Raises:
-            UserError: the URL or the token cannot be used.
+            UserError: the URL cannot be used.
         """
         self.url = chat_url(base_url)
         self.model = model
         self.num_requests = 0
         self.num_retries = 0
-        self._time_limit_s, self._retries, self._first_pause_s = time_limit_s, retries, first_pause_s
+        self._post = Post(self.url, token=token, time_limit_s=time_limit_s)
+        self._retries, self._first_pause_s = retries, first_pause_s
         self._options: dict[str, Any] = {} if temperature is None else {"temperature": temperature}
         self._max_tokens, self._length_key = max_tokens, "max_tokens"
-        self._token = token
-        self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if token is not None:
-            self._headers["Authorization"] = f"Bearer {token}"
-        local = urllib.parse.urlsplit(self.url).hostname in _LOCAL
-        proxies = [urllib.request.ProxyHandler({})] if local else []
-        self._opener = urllib.request.build_opener(_Unmoved(), *proxies)
         self._lock = threading.Lock()
 
     @classmethod
@@ -103,7 +87,7 @@ class ChatClient:
         return cls(
             settings.judge,
             settings.judge_model,
-            token=_token(settings.judge_token_env),
+            token=token_in(settings.judge_token_env, "judge_token_env"),
             time_limit_s=settings.judge_time_limit,
             retries=settings.judge_retries,
             temperature=settings.judge_temperature,
@@ -114,72 +98,46 @@ class ChatClient:
         """The model's answer to a chat; "" where it gave none.
 
         Raises:
-            RunError: no attempt brought an answer; it names the URL and the last failure.
+            RewardError: no attempt brought an answer; it names the URL and the last failure.
             RefusedError: the server refuses this request.
             UserError: the server refuses every request like it: no such model, no valid token.
         """
-        last: _PassingError | None = None
+        last: PostError | None = None
         for attempt in range(self._retries + 1):
             if last is not None:
                 time.sleep(self._pause_s(attempt, last.wait_s))
             self._count(retry=last is not None)
             try:
-                return self._asked(messages)
-            except _PassingError as failure:
+                return _content(self._asked(messages))
+            except PostError as failure:
+                if not failure.may_pass:
+                    raise self._lasting(failure) from failure
                 last = failure
-        raise RunError(
-            f"judge: {self.url} gave no answer in {self._retries + 1} attempts; the last error: {last}. Start the "
+        raise RewardError(
+            f"judge: no answer from {self.url} in {self._retries + 1} attempts; the last error: it {last}. Start the "
             "server, or raise judge_retries or judge_time_limit"
         )
 
-    def _asked(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """One request."""
+    def _asked(self, messages: Sequence[Mapping[str, str]]) -> bytes:
+        """One request, sent once more where only the name of one setting was wrong."""
         payload: dict[str, Any] = {"model": self.model, "messages": [dict(m) for m in messages], **self._options}
         key = self._length_key
         if self._max_tokens is not None:
             payload[key] = self._max_tokens
         try:
-            return _content(self._posted(json.dumps(payload).encode("ascii")))
-        except RefusedError as refusal:
-            if self._max_tokens is None or key != "max_tokens" or "max_completion_tokens" not in str(refusal):
+            return self._post(json.dumps(payload).encode("ascii"))
+        except PostError as failure:
+            if key != "max_tokens" or failure.status != 400 or "max_completion_tokens" not in str(failure):
                 raise
-            self._length_key = "max_completion_tokens"  # models that think before they answer know only this name
+            self._length_key = "max_completion_tokens"  # the only name that models which think first know
             return self._asked(messages)
 
-    def _posted(self, body: bytes) -> bytes:
-        deadline = time.monotonic() + self._time_limit_s
-        request = urllib.request.Request(self.url, data=body, headers=self._headers, method="POST")
-        try:
-            with self._opener.open(request, timeout=self._time_limit_s) as response:
-                return _read(response, deadline)
-        except urllib.error.HTTPError as error:
-            raise self._of_status(error) from error
-        except TimeoutError as error:
-            raise _PassingError(f"no answer within {self._time_limit_s:g} s") from error
-        except urllib.error.URLError as error:
-            late = isinstance(error.reason, TimeoutError)
-            text = f"no answer within {self._time_limit_s:g} s" if late else str(error.reason)
-            raise _PassingError(self._hidden(text)) from error
-        except (OSError, http.client.HTTPException) as error:
-            raise _PassingError(self._hidden(f"{type(error).__name__}: {error}")) from error
-
-    def _of_status(self, error: urllib.error.HTTPError) -> Exception:
-        """What an HTTP status means for the request and for those after it."""
-        try:
-            with error:
-                said = error.read(_LARGEST_ANSWER).decode("utf-8", errors="replace")
-        except (OSError, http.client.HTTPException):
-            said = ""
-        text = self._hidden(f"HTTP {error.code} {error.reason}{': ' if said else ''}{_short(said)}")
-        if error.code in _PASSING or error.code >= 500:
-            return _PassingError(text, _asked_to_wait(error.headers.get("Retry-After")))
-        if error.code in _OF_THIS_REQUEST:
-            return RefusedError(text)
-        hints = {401: "judge_token_env", 403: "judge_token_env", 404: "judge (with /v1) and judge_model"}
-        if error.code < 400:
-            target = error.headers.get("Location", "another address")
-            return UserError(f"judge: {self.url} sends on to {target}; name that server in `judge` if you trust it")
-        return UserError(f"judge: {self.url} answered {text}. Check {hints.get(error.code, 'judge')}")
+    def _lasting(self, failure: PostError) -> Exception:
+        """What a failure that another attempt would not cure means for other requests."""
+        if failure.status in _OF_THIS_REQUEST:
+            return RefusedError(str(failure))
+        hint = _HINTS.get(failure.status or 0)
+        return UserError(f"judge: {self.url} {failure}{f' ({hint})' if hint else ''}")
 
     def _pause_s(self, attempt: int, asked_s: float) -> float:
         """Twice as long each time, at least what the server asked for, and not the same for all who wait."""
@@ -190,17 +148,6 @@ class ChatClient:
         with self._lock:
             self.num_requests += 1
             self.num_retries += retry
-
-    def _hidden(self, text: str) -> str:
-        return text.replace(self._token, "***") if self._token else text
-
-
-class _Unmoved(urllib.request.HTTPRedirectHandler):
-    """Follows no redirect: it would take the token to a server that nobody named."""
-
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        """None leaves the redirect as the error that it is here."""
-        return
 
 
 def chat_url(base_url: str) -> str:
@@ -214,7 +161,7 @@ def chat_url(base_url: str) -> str:
     """
     try:
         parts = urllib.parse.urlsplit(base_url.strip())
-        usable = is_url(base_url.strip()) and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        usable = is_url(base_url.strip()) and bool(parts.hostname) and parts.port != 0
     except ValueError:
         usable = False
     if not usable:
@@ -259,45 +206,15 @@ def side_by_side(items: Sequence[Item], work: Callable[[Item], Result], *, limit
         stopped.set()
 
 
-def _token(variable: str | None) -> str | None:
-    if variable is None:
-        return None
-    token = os.environ.get(variable, "").strip()
-    if not token:
-        raise UserError(f"judge_token_env: the environment variable {variable} is not set; put the token there")
-    if not (token.isascii() and token.isprintable()):
-        raise UserError(f"judge_token_env: what {variable} holds cannot be sent as a token: it is not plain ASCII text")
-    return token
-
-
-def _read(response: Any, deadline: float) -> bytes:
-    """The whole answer, however slowly it drips in, but no later than the deadline."""
-    parts, size = [], 0
-    while part := response.read1(65536):
-        parts.append(part)
-        size += len(part)
-        if time.monotonic() > deadline:
-            raise TimeoutError
-        if size > _LARGEST_ANSWER:
-            raise _PassingError(f"an answer of more than {_LARGEST_ANSWER} bytes")
-    return b"".join(parts)
-
-
 def _content(body: bytes) -> str:
-    """The text in a chat completion."""
+    """The text in a chat completion.
+
+    Raises:
+        PostError: it is none, as of a server that is still starting, or no such server at all.
+    """
     try:
         content = json.loads(body)["choices"][0]["message"]["content"]
     except (ValueError, LookupError, TypeError):
-        shown = _short(body.decode("utf-8", errors="replace"))
-        raise _PassingError(f"what it answered is no chat completion: {shown or '(nothing)'}") from None
+        said = excerpt(body) or "nothing"
+        raise PostError(f"answered with what is no chat completion: {said}", may_pass=True) from None
     return content if isinstance(content, str) else ""
-
-
-def _asked_to_wait(header: str | None) -> float:
-    """Seconds of a Retry-After header; its other form, a date, is left to the growing pauses."""
-    return float(header) if header is not None and header.strip().isdecimal() else 0.0
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}..."

@@ -101,6 +101,13 @@ def transcript(messages: Sequence[Message], language: Language = "en") -> str:
     return "\n\n".join(f"[{names[message.role]}]\n{message.content}" for message in messages)
 
 
+def with_system(messages: tuple[Message, ...], system: str | None) -> tuple[Message, ...]:
+    """The chat with the system message that chats without one are given."""
+    if system is None or (messages and messages[0].role == "system"):
+        return messages
+    return (Message("system", system), *messages)
+
+
 def pairwise_verdict(text: str) -> Verdict | None:
     """What a pairwise judge decided; None where the answer is not one clear verdict.
 

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from posttrain.config import RunConfig
+from posttrain.data.answers import as_rows
 from posttrain.data.datasets import encode_examples, read_examples
 from posttrain.data.encode import EncodedPrompt, Report
-from posttrain.errors import RunError, UserError
+from posttrain.errors import UserError
 from posttrain.rewards import SqlExecutionReward
 from posttrain.rewards.sql.columns import reference_sql
 from posttrain.rollout import Completion
 from posttrain.serve.model import ChatModel
+from posttrain.serve.output_file import as_lines, output_file, write_whole
 from posttrain.serve.pairs import PAIRS, preference_pairs
 
 PREDICTIONS = "generated_predictions.jsonl"
 RESULTS = "predict_results.json"
+SUFFIXES = {".jsonl": "one object per line", ".json": "one list"}
 
 
 def generate(
@@ -32,10 +32,10 @@ def generate(
 ) -> dict[str, Any]:
     """Complete every row of ``dataset`` (else ``eval_dataset``), prompts rendered as PPO renders them.
 
-    ``output_file`` gets one object per row, with ``prompt``, ``predict`` (a list where ``num_return_sequences`` is
-    more than 1), ``label`` (the row's own answer, or null) and ``keep_columns``; the numbers go into
-    ``predict_results.json`` beside it, and with ``preference_judge`` pairs into ``preference_pairs.jsonl``. Each file
-    is whole or absent.
+    ``output_file`` gets one object per row, with ``prompt`` and its ``messages``, ``predict`` (a list where
+    ``num_return_sequences`` is more than 1), ``label`` (the row's own answer, or null) and ``keep_columns``; the
+    numbers go into ``predict_results.json`` beside it, and with ``preference_judge`` pairs into
+    ``preference_pairs.jsonl``. Each file is whole or absent.
 
     Args:
         config: loaded with ``command="generate"``.
@@ -49,7 +49,7 @@ def generate(
         UserError: bad configuration, data or folders.
         RunError: the file cannot be written.
     """
-    target = _target(config)
+    target = output_file(config, command="generate", default=PREDICTIONS, suffixes=SUFFIXES)
     model = ChatModel(config, notify=notify)
     prompts = _read_prompts(config, model, notify)
     judge = SqlExecutionReward.configured(config) if config.predict.preference_judge else None
@@ -67,6 +67,7 @@ def generate(
     rows = [
         {
             "prompt": p.text,
+            "messages": as_rows(p.messages),
             "predict": said[0] if len(said) == 1 else said,
             "label": p.extras.get("reference"),
             **columns,
@@ -74,14 +75,14 @@ def generate(
         for p, said, columns in zip(prompts, texts, kept, strict=True)
     ]
     results = _results(completions, seconds)
-    _write(target, _serialised(rows, as_list=target.suffix == ".json"))
+    write_whole(target, _serialised(rows, as_list=target.suffix == ".json"))
     notify(f"wrote {len(rows)} rows to {target}")
     if judge is not None:
         pairs = _pairs(prompts, texts, judge)
         results["predict_pairs"] = len(pairs)
-        _write(target.with_name(PAIRS), _serialised(pairs, as_list=False))
+        write_whole(target.with_name(PAIRS), _serialised(pairs, as_list=False))
         notify(f"wrote {len(pairs)} preference pairs to {target.with_name(PAIRS)}")
-    _write(target.with_name(RESULTS), json.dumps(results, indent=2) + "\n")
+    write_whole(target.with_name(RESULTS), json.dumps(results, indent=2) + "\n")
     return results
 
 
@@ -99,31 +100,6 @@ def _results(completions: Sequence[Sequence[Completion]], seconds: float) -> dic
         "predict_mean_length": num_tokens / len(every),
         "predict_ended_share": sum(completion.ended for completion in every) / len(every),
     }
-
-
-def _target(config: RunConfig) -> Path:
-    """Where predictions go; refused before anything is loaded.
-
-    Raises:
-        UserError: neither ``output_file`` nor ``output_dir`` is set, or the place cannot be written to.
-    """
-    if config.predict.output_file:
-        target = Path(config.predict.output_file).expanduser()
-    elif config.train.output_dir:
-        target = Path(config.train.output_dir).expanduser() / PREDICTIONS
-    else:
-        raise UserError(
-            "`output_file` is missing: generate needs the file to write; add a line such as "
-            "`output_file: predictions.jsonl`"
-        )
-    if target.suffix not in (".jsonl", ".json"):
-        raise UserError(f"output_file: {target} must end in .jsonl (one object per line) or .json (one list)")
-    if target.is_dir():
-        raise UserError(f"output_file: {target} is a folder; name a file in it")
-    existing = next((p for p in target.absolute().parents if p.exists()), Path())
-    if not (existing.is_dir() and os.access(existing, os.W_OK)):
-        raise UserError(f"output_file: {target.parent} cannot be written to; name a file in another folder")
-    return target
 
 
 def _read_prompts(config: RunConfig, model: ChatModel, notify: Callable[[str], None]) -> list[EncodedPrompt]:
@@ -171,16 +147,4 @@ def _pairs(
 def _serialised(rows: Sequence[dict[str, Any]], *, as_list: bool) -> str:
     if as_list:
         return json.dumps(rows, ensure_ascii=False, indent=2) + "\n"
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8", newline="\n")
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
+    return as_lines(rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from posttrain.data.answers import as_rows
 from posttrain.data.encode import EncodedPrompt
 
 PAIRS = "preference_pairs.jsonl"
@@ -39,7 +40,7 @@ def preference_pairs(
         for text in dict.fromkeys(texts):
             (right if judge(prompt.extras, text, number) >= 1 else wrong).append(text)
         right = right or [reference(prompt.extras, number)]
-        messages = [{"role": message.role, "content": message.content} for message in prompt.messages]
+        messages = as_rows(prompt.messages)
         for place, text in enumerate(wrong[:PAIRS_OF_ONE_PROMPT]):
             rows.append({"prompt": messages, "chosen": right[place % len(right)], "rejected": text})
     return rows
