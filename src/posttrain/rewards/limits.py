@@ -24,6 +24,7 @@ def within(seconds: float | None, work: Callable[[], Answer]) -> Answer:
     if seconds is None:
         return work()
     future: Future[Answer] = Future()
+    future.set_running_or_notify_cancel()  # it cannot be cancelled any more
 
     def run() -> None:
         try:

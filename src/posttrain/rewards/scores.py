@@ -54,8 +54,8 @@ class Strict:
             raise RewardError(f"{self.source} gave {_shown(answer)}, not a list of {count} numbers.")
         if len(values) != count:
             raise RewardError(
-                f"{self.source} gave {len(values)} numbers for {count} completions; it must give one for each, in "
-                "their order."
+                f"{self.source} gave {len(values)} number{'s' * (len(values) != 1)} for {count} completions; it must "
+                "give one for each, in their order."
             )
         return [value[0] if isinstance(value, list | tuple) and len(value) == 1 else value for value in values]
 
