@@ -66,6 +66,10 @@ class Batch:
                 changes[field.name] = column[index, :width] if column.dim() == 2 else column[index]
         return dataclasses.replace(self, **changes)
 
+    def with_columns(self, **columns: Any) -> Self:
+        """The same table with these columns filled in."""
+        return dataclasses.replace(self, **columns)
+
     def to(self, device: torch.device | str) -> Self:
         """The same table on ``device``."""
         columns = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -78,9 +82,11 @@ class PreferenceBatch(Batch):
 
     Attributes:
         margins: [P] float, by how much chosen should win; None when the data has none.
+        ref_logps: [B] log-probability of each answer under the reference, summed over its tokens.
     """
 
     margins: Tensor | None = None
+    ref_logps: Tensor | None = None
 
     def rows(self, index: Tensor) -> Self:
         """As ``Batch.rows``; ``index`` must keep pairs whole."""
@@ -92,11 +98,37 @@ class PreferenceBatch(Batch):
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnpairedBatch(Batch):
+    """Answers that somebody found good or bad, each on its own.
+
+    Attributes:
+        desirable: [B] bool, True on good answers.
+        ref_logps: [B] log-probability of each answer under the reference, summed over its tokens.
+        mismatched: B rows, the same prompts with answers to other ones; their columns never train. Not part of
+            ``rows``: what is taken from it is taken over the whole step, before the step is cut.
+        mismatched_ref_logps: [B] of ``mismatched`` under the reference.
+        kl: [B], everywhere the same: how far the policy is from the reference on the whole step's mismatched rows.
+    """
+
+    desirable: Tensor
+    ref_logps: Tensor | None = None
+    mismatched: Batch | None = None
+    mismatched_ref_logps: Tensor | None = None
+    kl: Tensor | None = None
+
+    def rows(self, index: Tensor) -> Self:
+        """As ``Batch.rows``, without ``mismatched``."""
+        bare = dataclasses.replace(self, mismatched=None) if self.mismatched is not None else self
+        return super(UnpairedBatch, bare).rows(index)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RolloutBatch(Batch):
     """Experience, its columns filled left to right, each by exactly one writer.
 
-    Sampler: ``input_ids .. ended``; reward: ``rewards``; reference: ``ref_logprobs``; critic: ``values``;
-    algorithm: ``advantages, returns``. The ``group_size`` completions of one prompt are contiguous rows.
+    Sampler: ``input_ids .. ended``; reward: ``rewards, baseline_rewards``; reference: ``ref_logprobs``; critic:
+    ``values``; algorithm: ``advantages, returns, trains``. The ``group_size`` completions of one prompt are contiguous
+    rows.
 
     Attributes:
         logprobs: [B, T] log-probabilities under the sampling policy, after temperature, before top_k, top_p,
@@ -106,8 +138,10 @@ class RolloutBatch(Batch):
         extras: B mappings, the other columns of the prompt's data row.
         messages: B chats that wait for the completion, their messages with ``role`` and ``content``, as in the data.
         rewards: [B] one score per sequence.
+        baseline_rewards: [B] the score of the greedy completion of the same prompt, for algorithms that ask for it.
         ref_logprobs: [B, T] under the reference policy. values: [B, T] before the update.
         advantages: [B, T]. returns: [B, T].
+        trains: [B] bool, the rows that the update uses; None is all.
     """
 
     logprobs: Tensor
@@ -117,14 +151,12 @@ class RolloutBatch(Batch):
     extras: tuple[Mapping[str, Any], ...] = ()
     messages: tuple[tuple[Mapping[str, str], ...], ...] = ()
     rewards: Tensor | None = None
+    baseline_rewards: Tensor | None = None
     ref_logprobs: Tensor | None = None
     values: Tensor | None = None
     advantages: Tensor | None = None
     returns: Tensor | None = None
-
-    def with_columns(self, **columns: Tensor | None) -> Self:
-        """The same table with these columns filled in."""
-        return dataclasses.replace(self, **columns)  # type: ignore[arg-type]
+    trains: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +186,8 @@ class LossTerm:
 
     Attributes:
         loss: [B, T], [B], [P] or scalar, by ``unit``; 0 where it does not count.
-        metrics: name -> tensor of the loss's shape, detached; averaged over the same unit.
+        metrics: name -> tensor of the loss's shape, detached; averaged over the same unit. NaN for a sequence or a
+            pair says that the metric does not concern it.
         unit: what is counted.
         weights: same shape as ``loss``; None is 1 everywhere that counts.
     """

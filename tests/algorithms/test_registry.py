@@ -5,11 +5,16 @@ import dataclasses
 import pytest
 
 from posttrain.algorithms import ALGORITHMS, PPO, SFT, Algorithm, BradleyTerry, OnlineAlgorithm
+from posttrain.config.stages import TRAINING_STAGES
 from posttrain.types import Role
 
 
 def test_every_stage_has_its_algorithm() -> None:
-    assert {"pt": SFT, "sft": SFT, "rm": BradleyTerry, "ppo": PPO} == ALGORITHMS
+    losses = ("orpo", "cpo", "simpo")  # of stage dpo, chosen by pref_loss
+    assert set(ALGORITHMS) == {*TRAINING_STAGES, *losses}
+    assert ALGORITHMS["pt"] is ALGORITHMS["sft"] is SFT
+    assert ALGORITHMS["rm"] is BradleyTerry
+    assert ALGORITHMS["ppo"] is PPO
 
 
 @pytest.mark.parametrize("algorithm", list(dict.fromkeys(ALGORITHMS.values())))

@@ -52,7 +52,7 @@ def test_types_are_read_from_yaml_and_text():
     assert config.train.bf16 is True
     assert config.generation.top_k == 0
     assert config.data.default_system == "Be brief: one word"
-    assert config.ppo.ppo_target is None
+    assert config.online.ppo_target is None
     assert config.sources["top_k"] == "command line"
 
 
@@ -117,7 +117,7 @@ def test_json_and_yaml_give_the_same(tmp_path):
         ({"learning_rate": float("nan")}, ["`learning_rate` must be a number"]),
         ({"max_steps": 1.5}, ["`max_steps` must be a whole number, not 1.5"]),
         ({"plot_loss": "maybe"}, ["`plot_loss` must be true or false, not 'maybe'"]),
-        ({"stage": "stf"}, ["must be one of pt, sft, rm, ppo, not 'stf'; did you mean sft?"]),
+        ({"stage": "stf"}, ["must be one of pt, sft, rm, dpo, kto, ppo, ", "not 'stf'; did you mean sft?"]),
         ({"lora_rank": 0}, ["`lora_rank` must be at least 1, not 0"]),
         ({"temperature": 0}, ["`temperature` must be above 0"]),
         ({"top_p": 1.5}, ["`top_p` must be at most 1"]),
@@ -308,12 +308,11 @@ def test_reports_can_be_switched_off():
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        ({"stage": "dpo"}, "`stage: dpo` is not one of pt, sft, rm, ppo"),
+        ({"stage": "dpo", "pref_loss": "kto_pair"}, "apo_zero is its successor"),
         ({"finetuning_type": "oft"}, "use lora"),
         ({"lr_scheduler_type": "polynomial"}, "linear is the same curve"),
         ({"optim": "adafactor"}, "`optim: adafactor` is not supported"),
         ({"num_beams": 4}, "`num_beams: 4` is not supported"),
-        ({"reward_model_type": "api"}, "reward_model_type: lora"),
         ({"additional_target": "embed_tokens"}, "finetuning_type: freeze"),
         ({"quantization_bit": 4}, "unquantised"),
         ({"task": "mmlu_test"}, "lm-eval"),

@@ -78,7 +78,7 @@ def test_what_works_passes_without_a_word(config):
 @pytest.mark.parametrize(
     ("config", "part"),
     [
-        ({**SFT, "kl_coef": 0.1, "ppo_epochs": 2}, "`ppo_epochs`, `kl_coef` concern stage ppo"),
+        ({**SFT, "kl_coef": 0.1, "ppo_epochs": 2}, "`ppo_epochs`, `kl_coef` concern stages that sample"),
         ({**SFT, "center_rewards_coef": 0.1}, "`center_rewards_coef` concerns stage rm"),
         ({**PPO, "top_p": 0.9, "repetition_penalty": 1.1}, "top_p 0.9, repetition_penalty 1.1"),
         ({**PPO, "do_sample": False}, "nothing to explore"),

@@ -116,7 +116,8 @@ def test_the_cut_into_micro_batches_changes_nothing(make_model, make_batch, name
         for mine, other in zip(stats, expected_stats, strict=True):
             assert mine == pytest.approx(other, rel=1e-4, abs=1e-6)
         for key, weight in weights.items():
-            torch.testing.assert_close(weight, expected[key], atol=2e-6, rtol=1e-5)
+            # Adam divides by gradients that are all but 0 in some places
+            torch.testing.assert_close(weight, expected[key], atol=1e-4 * float(weight.abs().max()), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -220,6 +221,7 @@ class Broken:
 
     trains = (Role.ACTOR,)
     consults = ()
+    rows_together = 1
 
     def loss(self, role, out, batch):
         loss = -out.logprobs.clone()

@@ -44,7 +44,7 @@ def test_every_row_once_within_the_budget(make_batch, rows, budget) -> None:
 def test_pairs_stay_whole(make_batch, rows, budget) -> None:
     pairs = [(row, [*row, 9]) for row in rows]
     batch = make_batch([row for pair in pairs for row in pair], pairs=True, margins=torch.arange(float(len(rows))))
-    pieces = microbatches(batch, budget)
+    pieces = microbatches(batch, budget, together=2)
     found = []
     for piece in pieces:
         assert len(piece) % 2 == 0

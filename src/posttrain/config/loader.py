@@ -88,7 +88,7 @@ def resolve(entries: Mapping[str, Entry], *, name: str, command: Command) -> Run
     reading = _Reading()
     for key, entry in entries.items():
         _read_entry(key, entry, entries, reading)
-    _require_model(reading, name)
+    _require_model(reading, name, command)
     _stop_on_mistakes(reading, name)
     for key in stage_defaults(reading.values.get("stage", "sft")):
         reading.sources.setdefault(key, STAGE_DEFAULT)
@@ -161,7 +161,9 @@ def _unknown(key: str) -> str:
     return f"unknown key `{key}`; docs/configuration.md lists the keys that there are."
 
 
-def _require_model(reading: _Reading, name: str) -> None:
+def _require_model(reading: _Reading, name: str, command: Command) -> None:
+    if command == "label":  # answers that are there already need no model
+        reading.values.setdefault("model_name_or_path", "")
     if "model_name_or_path" not in reading.values and not reading.mistakes:
         reading.mistakes.append(
             f"{name}: `model_name_or_path` is missing: every command needs the folder or name of the base model; add a "

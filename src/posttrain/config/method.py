@@ -1,4 +1,4 @@
-"""Keys of the stage, of what trains in the model, of the reward model and of PPO."""
+"""Keys of the stage, of what trains in the model, and of the losses that learn from a fixed dataset."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ from posttrain.config.options import option
 class MethodConfig:
     """Which stage runs and which weights it trains."""
 
-    stage: Literal["pt", "sft", "rm", "ppo"] = option(
-        "sft", help="pt: pretraining, sft: supervised fine-tuning, rm: reward model, ppo: reinforcement learning."
+    stage: Literal[
+        "pt", "sft", "rm", "dpo", "kto", "ppo", "rloo", "grpo", "reinforce", "remax", "online_dpo", "rejection"
+    ] = option(
+        "sft",
+        help="pt: pretraining, sft: supervised fine-tuning, rm: reward model; from preferences dpo (with `pref_loss`) "
+        "and kto; from rewards ppo, rloo, grpo, reinforce, remax, online_dpo and rejection.",
     )
     finetuning_type: Literal["lora", "full", "freeze"] = option(
         "lora", help="lora: adapters; full: all weights; freeze: some layers as they are."
@@ -28,7 +32,7 @@ class MethodConfig:
     create_new_adapter: bool = option(
         False,
         help="Train a new adapter on top of those in `adapter_name_or_path` instead of continuing the last; "
-        "stage ppo always does.",
+        "the stages that sample always do.",
     )
     additional_target: tuple[str, ...] = option(
         (), help="Only the empty list: modules beside the LoRA layers are not trained."
@@ -55,47 +59,33 @@ class RewardModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPOConfig:
-    """Stage ppo: the penalty for leaving the reference, and the two clipped losses."""
+class PreferenceConfig:
+    """Stages dpo and kto, and the pairs of stage online_dpo."""
 
-    ppo_buffer_size: int = option(
-        1,
-        help="Optimizer batches gathered before each update: per_device_train_batch_size x "
-        "gradient_accumulation_steps x this many completions.",
-        minimum=1,
+    pref_loss: Literal[
+        "sigmoid",
+        "hinge",
+        "ipo",
+        "robust",
+        "exo_pair",
+        "nca_pair",
+        "sppo_hard",
+        "apo_zero",
+        "apo_down",
+        "orpo",
+        "cpo",
+        "simpo",
+    ] = option("sigmoid", help="Loss of stage dpo; sigmoid is DPO itself, orpo, cpo and simpo need no reference.")
+    pref_beta: float = option(0.1, help="Beta of the preference loss; simpo takes 2 to 10.", above=0)
+    pref_ftx: float = option(
+        0.0, help="Weight of the loss per token of chosen answers, added to the preference loss; 1.0 in cpo.", minimum=0
     )
-    ppo_epochs: int = option(4, help="Passes over the gathered experience.", minimum=1)
-    ppo_score_norm: bool = option(False, help="Normalise rewards by their running mean and standard deviation.")
-    ppo_whiten_rewards: bool = option(False, help="Whiten the token rewards before advantages are computed.")
-    reward_clip: float | None = option(None, help="Clip rewards to plus or minus this value.", above=0)
-    kl_coef: float = option(0.2, help="Weight of the KL penalty, the first one where it adapts.", minimum=0)
-    ppo_target: float | None = option(
-        6.0, help="KL per sequence that the adaptive coefficient aims at; null or 0 keeps `kl_coef` fixed."
+    dpo_label_smoothing: float = option(
+        0.0, help="Share of pairs taken to be the wrong way round: sigmoid, robust, cpo.", minimum=0, below=0.5
     )
-    kl_horizon: int = option(10000, help="Sequences over which the adaptive coefficient moves.", minimum=1)
-    kl_estimator: Literal["k1", "k2", "k3", "abs"] = option("k1", help="Estimator of the KL in the reward penalty.")
-    gamma: float = option(1.0, help="Discount of later rewards.", minimum=0, maximum=1)
-    gae_lambda: float = option(0.95, help="Lambda of generalised advantage estimation.", minimum=0, maximum=1)
-    whiten_advantages: bool = option(True, help="Give advantages mean 0 and variance 1 over the whole experience.")
-    clip_range: float = option(0.2, help="How far the policy ratio may move from 1 before its gradient stops.", above=0)
-    clip_range_value: float = option(0.2, help="How far a value may move from its old one.", above=0)
-    value_coef: float = option(0.1, help="Weight of the value loss.", minimum=0)
-    entropy_coef: float = option(0.0, help="Weight of the entropy bonus.", minimum=0)
-    critic: Literal["value_head", "adapter", "model"] = option(
-        "value_head",
-        help="value_head: a head on the actor's trunk; adapter (lora) and model (full, freeze): a critic of its own, "
-        "started from the reward model.",
-    )
-    value_learning_rate: float | None = option(
-        None, help="Learning rate of the critic; null is `learning_rate`.", above=0
-    )
-    clip_grad_per_role: bool = option(
-        False, help="Clip the gradients of actor and critic to `max_grad_norm` each by itself, not both together."
-    )
-    num_rollout_slots: int = option(32, help="Sequences that are decoded at the same time.", minimum=1)
-    allow_mismatch: bool = option(
-        False, help="Accept an adapter that was trained on another backbone; its scores may mean nothing."
-    )
-    gate_tolerance: float | None = option(
-        None, help="How far KL and ratio may be from 0 and 1 before the first update; null goes by precision.", above=0
+    simpo_gamma: float = option(0.5, help="Margin by which simpo wants the chosen answer to win.", minimum=0)
+    kto_chosen_weight: float = option(1.0, help="Weight of good answers in stage kto.", minimum=0)
+    kto_rejected_weight: float = option(1.0, help="Weight of bad answers in stage kto.", minimum=0)
+    cache_ref_logps: bool = option(
+        True, help="Keep the reference's log-probabilities in `output_dir`, for a run that is resumed."
     )

@@ -27,6 +27,9 @@ class ModelConfig:
         "auto",
         help="Precision of the loaded weights; `auto` takes bf16 or fp16 where asked for on a GPU, else float32.",
     )
+    allow_mismatch: bool = option(
+        False, help="Accept an adapter that was trained on another backbone; its scores may mean nothing."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

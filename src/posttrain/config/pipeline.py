@@ -7,18 +7,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from posttrain.config.documents import Document, read_document
 from posttrain.config.loader import COMMAND_LINE, STAGE_DEFAULT, Entry, resolve, split_override
 from posttrain.config.run import KEYS, Command
+from posttrain.config.stages import TRAINING_STAGES, concerns
 from posttrain.errors import UserError
 
 COMMANDS: Mapping[str, Command] = {
-    "pt": "train",
-    "sft": "train",
-    "rm": "train",
-    "ppo": "train",
+    **cast("dict[str, Command]", dict.fromkeys(TRAINING_STAGES, "train")),
     "export": "export",
     "evaluate": "eval",
     "generate": "generate",
@@ -293,8 +291,7 @@ def _unknown_top_key(key: object) -> str:
 
 def _foreign_default(key: str, kind: str) -> bool:
     """True for a key that belongs to another stage, which a default or an override for all stages may well hold."""
-    group = KEYS[key].group if key in KEYS else ""
-    return (group in ("ppo", "reward") and kind != "ppo") or (group == "reward_model" and kind != "rm")
+    return key in KEYS and not concerns(KEYS[key].group, kind)
 
 
 def _unknown_kind(kind: str, name: str, kind_where: str, where: str) -> str:

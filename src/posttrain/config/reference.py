@@ -15,11 +15,14 @@ _TITLES = {
     "method": "Stage and trained weights",
     "reward_model": "Reward model",
     "reward": "Rewards",
+    "preference": "Preferences",
+    "online": "Online stages",
     "ppo": "PPO",
     "generation": "Generation",
     "train": "Training run",
     "export": "Export",
     "predict": "Prediction",
+    "judge": "Judge",
     "evaluate": "Evaluation",
 }
 
@@ -86,7 +89,7 @@ def _row(key: Key) -> str:
 
 def _written(value: Any) -> str:
     if isinstance(value, tuple):
-        return f"`{','.join(value)}`" if value else "empty"
+        return f"`{','.join(map(str, value))}`" if value else "empty"
     if value is None or isinstance(value, bool):
         return f"`{'null' if value is None else str(value).lower()}`"
     return f"`{value}`" if value != "" else "empty"

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from posttrain.config.defaults import stage_defaults
+from posttrain.config.judge_rules import judged_reward_problems, label_problems
 from posttrain.config.reward_rules import reward_problems
 from posttrain.config.run import KEYS, Command, RunConfig
+from posttrain.config.stages import GROUP_STAGES, ONLINE_STAGES, concerns, is_online
 
 Finding = tuple[str, str]
 """A key, and the sentence about it that the loader prefixes with the line on which the key stands."""
@@ -20,11 +23,16 @@ def problems(config: RunConfig, command: Command) -> list[Finding]:
     """What keeps the command from working."""
     rules = [_numbers]
     if command == "train":
-        rules += [_required, _stage, _data, _adapters, _reward, _ppo, _evaluation, _best_model, _precision]
+        rules += [_required, _stage, _data, _adapters, _reward, _online, _ppo, _preference]
+        rules += [_evaluation, _best_model, _precision]
     if command == "loop":
-        rules += [_stage, _adapters, _ppo, _precision]
+        rules += [_stage, _adapters, _online, _ppo, _precision]
     if command == "export":
         rules += [_export]
+    if command == "train":
+        rules += [judged_reward_problems]
+    if command == "label":
+        rules += [label_problems]
     return [finding for rule in rules for finding in rule(config)]
 
 
@@ -32,7 +40,7 @@ def cautions(config: RunConfig, command: Command) -> list[str]:
     """What works, and may surprise."""
     rules: list[Callable[[RunConfig], Iterator[str]]] = [_legacy_export]
     if command == "train":
-        rules += [_foreign_stage, _batching, _sampling, _double_warmup, _predict, _save_only]
+        rules += [_foreign_stage, _batching, _sampling, _small_beta, _double_warmup, _predict, _save_only]
     if command == "loop":
         rules += [_sampling, _double_warmup]
     return [sentence for rule in rules for sentence in rule(config)]
@@ -91,8 +99,36 @@ def _adapters(config: RunConfig) -> Iterator[Finding]:
 
 
 def _reward(config: RunConfig) -> Iterator[Finding]:
-    if config.method.stage == "ppo":
+    if is_online(config.method.stage):
         yield from reward_problems(config.reward, config.method.stage)
+
+
+def _online(config: RunConfig) -> Iterator[Finding]:
+    stage, online, group = config.method.stage, config.online, config.generation.num_return_sequences
+    if not is_online(stage):
+        return
+    if config.method.lora_dropout:
+        yield (
+            "lora_dropout",
+            f"`lora_dropout` must be 0 in stage {stage}: with dropout the policy that trains is not the one that "
+            "sampled",
+        )
+    compares = stage in ("rloo", "grpo", "online_dpo") or (
+        stage == "reinforce" and online.reinforce_baseline == "group"
+    )
+    if compares and group < 2:
+        yield (
+            "num_return_sequences",
+            f"`num_return_sequences: {group}` leaves stage {stage} nothing to compare: it learns from the differences "
+            "between completions of one prompt; give at least 2",
+        )
+    if online.dynamic_sampling and group < 2:
+        yield (
+            "dynamic_sampling",
+            "`dynamic_sampling` compares completions of one prompt; set num_return_sequences to 2 or more",
+        )
+    if online.kl_in == "loss" and online.ppo_target:
+        yield "ppo_target", "`ppo_target` steers the KL penalty in the reward; remove it, or set `kl_in: reward`"
 
 
 def _ppo(config: RunConfig) -> Iterator[Finding]:
@@ -105,10 +141,24 @@ def _ppo(config: RunConfig) -> Iterator[Finding]:
             f"`critic: {config.ppo.critic}` does not go with finetuning_type: {kind}; a critic of its own is then "
             f"`critic: {fitting}`",
         )
-    if config.method.lora_dropout:
+
+
+def _preference(config: RunConfig) -> Iterator[Finding]:
+    stage, preference = config.method.stage, config.preference
+    if preference.dpo_label_smoothing and stage in ("dpo", "online_dpo"):
+        smooth = ("sigmoid", "robust", "exo_pair") + (("cpo",) if stage == "dpo" else ())
+        if preference.pref_loss not in smooth:
+            yield (
+                "dpo_label_smoothing",
+                f"`dpo_label_smoothing` does not go with pref_loss: {preference.pref_loss}; it is for "
+                f"{', '.join(smooth)}",
+            )
+    if preference.pref_loss == "exo_pair" and not preference.dpo_label_smoothing and stage in ("dpo", "online_dpo"):
+        yield "pref_loss", "`pref_loss: exo_pair` needs dpo_label_smoothing above 0, such as 0.001"
+    if stage == "online_dpo" and preference.pref_loss in ("orpo", "cpo", "simpo"):
         yield (
-            "lora_dropout",
-            "`lora_dropout` must be 0 in stage ppo: with dropout the policy that trains is not the one that sampled",
+            "pref_loss",
+            f"`pref_loss: {preference.pref_loss}` is for stage dpo; stage online_dpo takes sigmoid, ipo ...",
         )
 
 
@@ -181,18 +231,21 @@ def _legacy_export(config: RunConfig) -> Iterator[str]:
 
 
 def _foreign_stage(config: RunConfig) -> Iterator[str]:
-    groups = {"ppo": "ppo", "reward": "ppo", "reward_model": "rm"}
-    for group, stage in groups.items():
-        if config.method.stage == stage:
+    here = config.method.stage
+    for group, stages in GROUP_STAGES.items():
+        if concerns(group, here):
             continue
         changed = [
             f"`{key.name}`"
             for key in KEYS.values()
-            if key.group == group and key.name in config.sources and config.value(key.name) != key.default
+            if key.group == group
+            and key.name in config.sources
+            and config.value(key.name) not in (key.default, stage_defaults(stages[0]).get(key.name, key.default))
         ]
         if changed:
             verb = "concerns" if len(changed) == 1 else "concern"
-            yield f"{', '.join(changed)} {verb} stage {stage} and changes nothing in stage {config.method.stage}"
+            named = "stages that sample" if stages == ONLINE_STAGES else f"stage {', '.join(stages)}"
+            yield f"{', '.join(changed)} {verb} {named} and changes nothing in stage {here}"
 
 
 def _batching(config: RunConfig) -> Iterator[str]:
@@ -204,26 +257,33 @@ def _batching(config: RunConfig) -> Iterator[str]:
             "in any case, and `per_device_train_batch_size` counts rows; raise it where packing was meant to put "
             "several into one"
         )
-    if stage == "ppo" and data.group_by_length:
+    if is_online(stage) and data.group_by_length:
         yield (
-            "`group_by_length: true` changes nothing in stage ppo: prompts are taken in the order of `data_seed`, and "
-            "neither sampling nor training pads them"
+            f"`group_by_length: true` changes nothing in stage {stage}: prompts are taken in the order of `data_seed`, "
+            "and neither sampling nor training pads them"
         )
 
 
 def _sampling(config: RunConfig) -> Iterator[str]:
-    if config.method.stage != "ppo":
+    stage = config.method.stage
+    if not is_online(stage):
         return
     generation = config.generation
     neutral = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
     cutting = [f"{key} {config.value(key)}" for key, value in neutral.items() if config.value(key) != value]
     if not generation.do_sample:
-        yield "`do_sample: false` gives stage ppo one greedy completion per prompt and nothing to explore"
+        yield f"`do_sample: false` gives stage {stage} one greedy completion per prompt and nothing to explore"
     elif cutting:
         yield (
-            f"stage ppo samples with {', '.join(cutting)}, while the policy's own log-probabilities train; the KL "
+            f"stage {stage} samples with {', '.join(cutting)}, while the policy's own log-probabilities train; the KL "
             "estimate is biased by what is cut off (leave these keys out to sample from the policy itself)"
         )
+
+
+def _small_beta(config: RunConfig) -> Iterator[str]:
+    beta = config.preference.pref_beta
+    if config.method.stage == "dpo" and config.preference.pref_loss == "simpo" and beta < 1:
+        yield f"`pref_beta: {beta:g}` is DPO's scale; simpo, whose reward is a mean over tokens, usually takes 2 to 10"
 
 
 def _double_warmup(config: RunConfig) -> Iterator[str]:

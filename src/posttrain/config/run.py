@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from posttrain.config.method import MethodConfig, PPOConfig, RewardModelConfig
+from posttrain.config.judge import JudgeConfig
+from posttrain.config.method import MethodConfig, PreferenceConfig, RewardModelConfig
 from posttrain.config.model import DataConfig, ModelConfig
+from posttrain.config.online import OnlineConfig, PPOConfig
 from posttrain.config.options import type_hints
 from posttrain.config.rewards import RewardConfig
 from posttrain.config.train import TrainConfig
 from posttrain.config.use import EvalConfig, ExportConfig, GenerationConfig, PredictConfig
 
-Command = Literal["train", "loop", "export", "chat", "generate", "eval"]
+Command = Literal["train", "loop", "export", "chat", "generate", "eval", "label"]
 
 GROUPS: Mapping[str, type] = {
     "model": ModelConfig,
@@ -22,11 +24,14 @@ GROUPS: Mapping[str, type] = {
     "method": MethodConfig,
     "reward_model": RewardModelConfig,
     "reward": RewardConfig,
+    "preference": PreferenceConfig,
+    "online": OnlineConfig,
     "ppo": PPOConfig,
     "generation": GenerationConfig,
     "train": TrainConfig,
     "export": ExportConfig,
     "predict": PredictConfig,
+    "judge": JudgeConfig,
     "evaluate": EvalConfig,
 }
 
@@ -83,11 +88,14 @@ class RunConfig:
     method: MethodConfig
     reward_model: RewardModelConfig
     reward: RewardConfig
+    preference: PreferenceConfig
+    online: OnlineConfig
     ppo: PPOConfig
     generation: GenerationConfig
     train: TrainConfig
     export: ExportConfig
     predict: PredictConfig
+    judge: JudgeConfig
     evaluate: EvalConfig
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
     warnings: tuple[str, ...] = field(default=(), compare=False)

@@ -9,7 +9,8 @@ import torch
 
 from posttrain.data.encode import EncodedPair
 from posttrain.data.template import EncodedRow
-from posttrain.types import Batch, PreferenceBatch
+from posttrain.data.unpaired import EncodedAnswer
+from posttrain.types import Batch, PreferenceBatch, UnpairedBatch
 
 # Rows sorted by length at a time, in batches: enough to find neighbours, few enough to stay random.
 _SORTED_BATCHES = 50
@@ -43,7 +44,23 @@ def collate_pairs(pairs: Sequence[EncodedPair], pad_id: int) -> PreferenceBatch:
     margins = None
     if any(pair.margin is not None for pair in pairs):
         margins = torch.tensor([pair.margin or 0.0 for pair in pairs], dtype=torch.float32)
-    return PreferenceBatch(**_columns(rows, pad_id), margins=margins)
+    return PreferenceBatch(**_columns(rows, pad_id), margins=margins, ref_logps=_ref_logps(pairs))
+
+
+def collate_unpaired(answers: Sequence[EncodedAnswer], pad_id: int) -> UnpairedBatch:
+    """One right-padded batch of judged answers, their mismatched twins in a table of their own.
+
+    Raises:
+        ValueError: if there are no answers.
+    """
+    ref_logps = _ref_logps(answers)
+    return UnpairedBatch(
+        **_columns([answer.row for answer in answers], pad_id),
+        desirable=torch.tensor([answer.desirable for answer in answers]),
+        ref_logps=None if ref_logps is None else ref_logps[0::2],
+        mismatched=collate([answer.mismatched for answer in answers], pad_id),
+        mismatched_ref_logps=None if ref_logps is None else ref_logps[1::2],
+    )
 
 
 def epoch_order(
@@ -98,6 +115,12 @@ def epoch_order(
 def lengths_of(rows: Sequence[Sized]) -> list[int]:
     """Tokens of each row; of a pair, those of its longer side."""
     return [len(row) for row in rows]
+
+
+def _ref_logps(rows: Sequence[EncodedPair | EncodedAnswer]) -> torch.Tensor | None:
+    """[2 R] both log-probabilities of each row, or None where they are not known yet."""
+    known = [logp for row in rows if row.ref_logps is not None for logp in row.ref_logps]
+    return torch.tensor(known, dtype=torch.float32) if len(known) == 2 * len(rows) else None
 
 
 def _columns(rows: Sequence[EncodedRow], pad_id: int) -> dict[str, torch.Tensor]:

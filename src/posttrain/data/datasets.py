@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from posttrain.data import encode
 from posttrain.data.encode import EncodedPair, EncodedPrompt, Report
@@ -16,6 +16,7 @@ from posttrain.data.formats import (
     PairExample,
     PromptExample,
     TextExample,
+    UnpairedExample,
     UnusableRowError,
     chat_example,
     guess_layout,
@@ -25,6 +26,12 @@ from posttrain.data.formats import (
 )
 from posttrain.data.sources import read_rows, resolve_dataset
 from posttrain.data.template import EncodedRow, Template
+from posttrain.data.unpaired import (
+    EncodedAnswer,
+    encode_unpaired,
+    unpaired_example,
+    with_mismatched,
+)
 from posttrain.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,13 +39,13 @@ if TYPE_CHECKING:
 
     from posttrain.config import DataConfig
 
-Stage = Literal["pt", "sft", "rm", "ppo"]
-Encoded = EncodedRow | EncodedPair | EncodedPrompt
+PAIR_STAGES = ("rm", "dpo")
+Encoded = EncodedRow | EncodedPair | EncodedAnswer | EncodedPrompt
 
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:
-    """What a stage trains on and is evaluated on: rows (pt, sft), pairs (rm) or prompts (ppo).
+    """What a stage trains on and is evaluated on: rows (pt, sft), pairs (rm, dpo), answers (kto), else prompts.
 
     Attributes:
         train, validation: encoded rows; ``validation`` is empty where none was asked for.
@@ -56,7 +63,7 @@ class Splits:
 def load_dataset(
     data: DataConfig,
     tokenizer: PreTrainedTokenizerBase,
-    stage: Stage,
+    stage: str,
     *,
     seed: int = 42,
     margin_column: str | None = "margin",
@@ -68,8 +75,8 @@ def load_dataset(
         data: which datasets, and how to cut and split them.
         tokenizer: the model's.
         stage: pt -> EncodedRow of joined documents (packing, the default), or of single ones (neat_packing, or
-            packing off); sft -> EncodedRow, of chats, or of documents with ``text_column``; rm -> EncodedPair;
-            ppo -> EncodedPrompt.
+            packing off); sft -> EncodedRow, of chats, or of documents with ``text_column``; rm, dpo -> EncodedPair;
+            kto -> EncodedAnswer; the others -> EncodedPrompt.
         seed: chooses the validation rows.
         margin_column: rm: by how much chosen should win, where a row says so.
         template: made from ``data`` if not given.
@@ -104,7 +111,7 @@ def load_dataset(
 
 
 def read_examples(
-    names: Iterable[str], data: DataConfig, stage: Stage, report: Report, *, margin_column: str | None = "margin"
+    names: Iterable[str], data: DataConfig, stage: str, report: Report, *, margin_column: str | None = "margin"
 ) -> list[Example]:
     """The examples of several datasets, one after the other; rows that cannot train are counted in ``report``."""
     examples: list[Example] = []
@@ -154,7 +161,7 @@ def encode_examples(
     tokenizer: PreTrainedTokenizerBase,
     template: Template | None,
     data: DataConfig,
-    stage: Stage,
+    stage: str,
     report: Report,
 ) -> list[Any]:
     """Examples as encoded rows; the account is added to ``report``.
@@ -186,17 +193,19 @@ def encode_examples(
         raise UserError(
             f"no row is left to use: {count} dropped: {reason} (first: {report.first_dropped[reason]}).{fix}"
         )
-    return rows
+    return with_mismatched(rows, data.cutoff_len) if stage == "kto" else rows
 
 
 def _maker(
-    layout: Layout, stage: Stage, text_column: str | None, margin_column: str | None
+    layout: Layout, stage: str, text_column: str | None, margin_column: str | None
 ) -> Callable[[dict[str, Any], str], Example]:
     if stage == "pt" or (stage == "sft" and text_column is not None):
         return lambda row, where: text_example(row, layout, where, text_column)
     if stage == "sft":
         return lambda row, where: chat_example(row, layout, where)
-    if stage == "rm":
+    if stage == "kto":
+        return lambda row, where: unpaired_example(row, layout, where)
+    if stage in PAIR_STAGES:
         return lambda row, where: pair_example(row, layout, where, margin_column)
     return lambda row, where: prompt_example(row, layout, where)
 
@@ -216,6 +225,9 @@ def _encode(
     if isinstance(example, PairExample):
         pair, cut = encode.encode_pair(example, template, data.cutoff_len)
         return pair, cut, all(_is_closed(row, template) for row in (pair.chosen, pair.rejected))
+    if isinstance(example, UnpairedExample):
+        answer, cut = encode_unpaired(example, template, data.cutoff_len)
+        return answer, cut, _is_closed(answer.row, template)
     assert isinstance(example, ChatExample)
     row, cut = encode.encode_chat(
         example,

@@ -27,11 +27,16 @@ _SMALLEST_ROOM = 4
 
 @dataclass(frozen=True, slots=True)
 class EncodedPair:
-    """Two sequences with the same prompt; answers and ends of turn in the loss masks."""
+    """Two sequences with the same prompt; answers and ends of turn in the loss masks.
+
+    Attributes:
+        ref_logps: log-probabilities of both answers under the reference, summed over their tokens.
+    """
 
     chosen: EncodedRow
     rejected: EncodedRow
     margin: float | None = None
+    ref_logps: tuple[float, float] | None = None
 
     def __len__(self) -> int:
         return max(len(self.chosen), len(self.rejected))
@@ -135,7 +140,25 @@ def encode_pair(example: PairExample, template: Template, cutoff_len: int) -> tu
     Raises:
         UnusableRowError: if the template alone does not fit, or cutting made both sides the same.
     """
-    prompt, answers = example.prompt, [example.chosen, example.rejected]
+    (chosen, rejected), cut = encode_answers(example.prompt, [example.chosen, example.rejected], template, cutoff_len)
+    if chosen.input_ids == rejected.input_ids:
+        raise UnusableRowError(
+            "chosen equals rejected after cutting to cutoff_len" if cut else "chosen equals rejected"
+        )
+    return EncodedPair(chosen, rejected, example.margin), cut
+
+
+def encode_answers(
+    prompt: Messages, answers: Sequence[str], template: Template, cutoff_len: int
+) -> tuple[list[EncodedRow], bool]:
+    """Several answers to one prompt, each at most ``cutoff_len`` tokens; only answers and ends of turn train.
+
+    Returns:
+        (a row for each, was something cut); the prompt's tokens are the same in all.
+
+    Raises:
+        UnusableRowError: if the template alone does not fit.
+    """
     longest = max(len(template.encode_answer(answer)) for answer in answers)
     prompt_ids, cut = template.encode_prompt(prompt), False
     while len(prompt_ids) + longest > cutoff_len and (shorter := _without_oldest_exchange(prompt)) is not None:
@@ -143,12 +166,7 @@ def encode_pair(example: PairExample, template: Template, cutoff_len: int) -> tu
         prompt_ids = template.encode_prompt(prompt)
     if len(prompt_ids) + longest > cutoff_len:
         prompt_ids, cut = _fit_prompt(prompt, answers, template, cutoff_len), True
-    chosen, rejected = (_exchange(prompt_ids, answer, cutoff_len, template) for answer in answers)
-    if chosen.input_ids == rejected.input_ids:
-        raise UnusableRowError(
-            "chosen equals rejected after cutting to cutoff_len" if cut else "chosen equals rejected"
-        )
-    return EncodedPair(chosen, rejected, example.margin), cut
+    return [_exchange(prompt_ids, answer, cutoff_len, template) for answer in answers], cut
 
 
 def encode_prompt(example: PromptExample, template: Template, cutoff_len: int) -> EncodedPrompt:

@@ -96,7 +96,17 @@ class PromptExample:
     where: str = field(default="", compare=False)
 
 
-Example = TextExample | ChatExample | PairExample | PromptExample
+@dataclass(frozen=True, kw_only=True)
+class UnpairedExample:
+    """An answer, and whether it is a good one."""
+
+    prompt: Messages
+    answer: str
+    desirable: bool
+    where: str = field(default="", compare=False)
+
+
+Example = TextExample | ChatExample | PairExample | PromptExample | UnpairedExample
 
 
 class UnusableRowError(Exception):

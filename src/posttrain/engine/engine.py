@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from posttrain.algorithms import Algorithm
 from posttrain.engine import state as stored
 from posttrain.engine.microbatches import DEFAULT_MAX_TOKENS, dealt, microbatches
-from posttrain.engine.optimizer import OptimizerSettings, adamw, clip_gradients
+from posttrain.engine.optimizer import OptimizerSettings, adamw, clip_gradients, drop_early_gradients
 from posttrain.engine.processes import Processes
 from posttrain.engine.tally import Tally, unit_counts
 from posttrain.errors import RunError
@@ -116,6 +116,18 @@ class Engine:
             found = [self.roles(piece, (Role.REWARD,)).scores for piece in pieces]
         return self._whole(found, pieces, batch, width=())
 
+    def sequence_logps(self, batch: Batch) -> Tensor:
+        """[B] log-probability of each row's trained tokens under the actor as it is, without gradients or dropout."""
+        pieces = self._own(microbatches(_numbered(batch.to(self.device)), self.max_tokens))
+        self.roles.eval()
+        try:
+            with torch.no_grad():
+                answers = [self.roles(piece, (Role.ACTOR,), temperature=self._temperature) for piece in pieces]
+            found = [out.logprobs.sum(dim=1) for out in answers]
+        finally:
+            self.roles.train()
+        return self._whole(found, pieces, batch, width=())
+
     def gathered(self, batch: RolloutBatch) -> RolloutBatch:
         """The rows of all processes, which ``credit`` takes its statistics over: each holds them all already."""
         return batch
@@ -126,23 +138,28 @@ class Engine:
 
     # -- training --------------------------------------------------------------------------------------------------
 
-    def accumulate(self, algorithm: Algorithm, minibatch: Batch) -> None:
-        """Forward, loss and backward of one optimizer step's rows; gradients add up until ``optimizer_step``."""
+    def accumulate(self, algorithm: Algorithm, minibatch: Batch, *, temperature: float | None = None) -> None:
+        """Forward, loss and backward of one optimizer step's rows; gradients add up until ``optimizer_step``.
+
+        Args:
+            algorithm: names the roles and their losses. minibatch: its rows.
+            temperature: of the log-probabilities; None is the engine's.
+        """
         began = time.perf_counter()
         minibatch = minibatch.to(self.device)
         counts = unit_counts(minibatch)
-        pieces = microbatches(minibatch, self.max_tokens)
+        pieces = microbatches(minibatch, self.max_tokens, together=algorithm.rows_together)
         for number, (piece, owner) in enumerate(self._dealt(pieces), start=self._micro_step):
             if owner != self.processes.rank:
                 continue
             torch.manual_seed((self._seed * 1_000_003 + self.step) * 1009 + number)  # dropout's
             for group in self.roles.together(algorithm.trains):
                 with self.roles.wearing(group[0]):
-                    out = self.roles(piece, group, temperature=self._temperature)
+                    out = self.roles(piece, group, temperature=temperature or self._temperature)
                     total = torch.zeros((), device=piece.input_ids.device)
                     for role in group:
                         term = algorithm.loss(role, out, piece)
-                        total = total + self._reduced(term, counts, piece, role, self._pending)
+                        total = total + self._reduced(term, counts, piece, _loss_name(algorithm, role), self._pending)
                     total.backward()
         self._micro_step += len(pieces)
         self.trained_tokens += int(minibatch.attention_mask.sum())
@@ -165,6 +182,7 @@ class Engine:
         stats = self.pending()
         stats["loss"] = sum(value for name, value in stats.items() if name.startswith("loss/"))
         self.processes.sum_gradients(self._named().values())
+        drop_early_gradients(self._parameters, self._settings, self.step)
         stats["grad_norm"] = float(clip_gradients(self._parameters, self._settings))
         for name in ("loss", "grad_norm"):
             if not math.isfinite(stats[name]):
@@ -190,13 +208,15 @@ class Engine:
         self.roles.eval()
         try:
             for batch in batches:
-                for piece in self._own(microbatches(batch.to(self.device), self.max_tokens), loads):
+                whole = batch.to(self.device)
+                for piece in self._own(microbatches(whole, self.max_tokens, together=algorithm.rows_together), loads):
                     ones = dict.fromkeys(unit_counts(piece), 1.0)
                     for group in self.roles.together(algorithm.trains):
                         with torch.no_grad():
                             out = self.roles(piece, group, temperature=self._temperature)
                             for role in group:
-                                self._reduced(algorithm.loss(role, out, piece), ones, piece, role, tally)
+                                term = algorithm.loss(role, out, piece)
+                                self._reduced(term, ones, piece, _loss_name(algorithm, role), tally)
         finally:
             self.roles.train()
         means = self._of_all(tally).means()
@@ -204,13 +224,14 @@ class Engine:
         return {name: value for name, value in means.items() if not name.startswith("loss/")}
 
     @staticmethod
-    def _reduced(term: LossTerm, counts: dict[str, float], piece: Batch, role: Role, tally: Tally) -> Tensor:
-        """The term's share of the minibatch loss; its sums go into the tally."""
+    def _reduced(term: LossTerm, counts: dict[str, float], piece: Batch, name: str, tally: Tally) -> Tensor:
+        """The term's share of the minibatch loss; its sums go into the tally, the loss's under ``name``."""
         weighted = term.loss if term.weights is None else term.loss * term.weights
         here = unit_counts(piece)[term.unit]
-        tally.add(f"loss/{role}", weighted.sum(), here)
-        for name, values in term.metrics.items():
-            tally.add(name, values.sum(), here)
+        tally.add(name, weighted.sum(), here)
+        for metric, values in term.metrics.items():
+            absent = float(values.isnan().sum()) if term.unit in ("sequence", "pair") else 0.0
+            tally.add(metric, values.nansum() if absent else values.sum(), here - absent)
         return weighted.sum() / counts[term.unit]
 
     # -- the share of this process -----------------------------------------------------------------------------------
@@ -295,6 +316,10 @@ class _Numbered(Batch):
     """A batch that remembers which rows it was cut from. rows_of: [B] int64."""
 
     rows_of: Tensor
+
+
+def _loss_name(algorithm: Algorithm, role: Role) -> str:
+    return f"loss/{type(algorithm).__name__}/{role}"
 
 
 def _numbered(batch: Batch) -> _Numbered:

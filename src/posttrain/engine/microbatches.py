@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from posttrain.types import Batch, PreferenceBatch
+from posttrain.types import Batch
 
 B = TypeVar("B", bound=Batch)
 
@@ -15,14 +15,18 @@ B = TypeVar("B", bound=Batch)
 DEFAULT_MAX_TOKENS = 512
 
 
-def microbatches(batch: B, max_tokens: int) -> list[B]:
+def microbatches(batch: B, max_tokens: int, *, together: int = 1) -> list[B]:
     """Micro-batches of at most ``max_tokens`` packed tokens each; a longer unit stands alone.
 
     Rows are sorted by their token ids, so that equal prefixes become neighbours and the cut is the same whatever
-    the order of rows was. Pairs stay whole. The objective does not depend on the cut: losses are divided by one
-    count over the whole minibatch.
+    the order of rows was. The objective does not depend on the cut: losses are divided by one count over the whole
+    minibatch.
+
+    Args:
+        batch: a multiple of ``together`` rows. max_tokens: the limit.
+        together: neighbouring rows that stay together, such as the two of a pair.
     """
-    unit = 2 if isinstance(batch, PreferenceBatch) else 1
+    unit = together
     lengths = batch.lengths.tolist()
     rows = [tuple(ids[:n]) for ids, n in zip(batch.input_ids.tolist(), lengths, strict=True)]
     units = sorted(range(0, len(rows), unit), key=lambda first: rows[first : first + unit])

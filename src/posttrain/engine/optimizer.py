@@ -21,6 +21,7 @@ class OptimizerSettings:
         role_learning_rates: role -> its own learning rate.
         max_grad_norm: clip the global norm to this; 0 leaves gradients alone.
         clip_per_role: clip the norm of each role by itself instead; what two roles train counts with the first.
+        starts: role -> optimizer step from which its parameters move; what two roles train goes by the first.
     """
 
     learning_rate: float
@@ -30,6 +31,7 @@ class OptimizerSettings:
     max_grad_norm: float = 1.0
     role_learning_rates: Mapping[Role, float] = field(default_factory=dict)
     clip_per_role: bool = False
+    starts: Mapping[Role, int] = field(default_factory=dict)
 
 
 def adamw(parameters: Mapping[Role, Mapping[str, nn.Parameter]], settings: OptimizerSettings) -> torch.optim.AdamW:
@@ -49,6 +51,16 @@ def adamw(parameters: Mapping[Role, Mapping[str, nn.Parameter]], settings: Optim
     if not groups:
         raise ValueError("no parameter trains: the role table has no trained role")
     return torch.optim.AdamW(groups, betas=settings.betas, eps=settings.eps, fused=True)
+
+
+def drop_early_gradients(
+    parameters: Mapping[Role, Mapping[str, nn.Parameter]], settings: OptimizerSettings, step: int
+) -> None:
+    """Forget the gradients of roles that do not move yet: neither weights nor moments see them."""
+    for role, owned in _each_once(parameters).items():
+        if step < settings.starts.get(role, 0):
+            for parameter in owned:
+                parameter.grad = None
 
 
 def clip_gradients(parameters: Mapping[Role, Mapping[str, nn.Parameter]], settings: OptimizerSettings) -> Tensor:

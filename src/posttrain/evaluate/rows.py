@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.config import RunConfig
-from posttrain.data.datasets import Stage, encode_examples, hold_out, read_examples
+from posttrain.data.datasets import encode_examples, hold_out, read_examples
 from posttrain.data.encode import Report
 from posttrain.data.formats import Example
 from posttrain.data.template import Template
@@ -16,7 +16,7 @@ from posttrain.errors import UserError
 
 
 def read_rows(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase, stage: Stage
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, stage: str
 ) -> tuple[list[Any], Template | None, Report]:
     """All rows to evaluate on, encoded as training would.
 
@@ -53,7 +53,7 @@ def holds_out(config: RunConfig) -> bool:
     return config.data.val_size > 0 and not config.data.eval_dataset
 
 
-def _held_out(config: RunConfig, examples: Sequence[Example], stage: Stage) -> list[Example]:
+def _held_out(config: RunConfig, examples: Sequence[Example], stage: str) -> list[Example]:
     """Those of the examples that training does not see.
 
     Which rows are usable, and so which ones the seed chooses, depends on the stage; where the evaluation reads rows in

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.config import RunConfig
-from posttrain.data.datasets import Stage
 from posttrain.data.template import Template
 from posttrain.errors import RunError, UserError
 from posttrain.evaluate import sql_task
@@ -106,7 +105,7 @@ def _measure(
     return _Found(variants=likelihood, num_rows=len(rows))
 
 
-def _stage(config: RunConfig, task: str) -> Stage:
+def _stage(config: RunConfig, task: str) -> str:
     """How the rows of a task are read; perplexity is of documents unless the configuration names a stage."""
     if task == "reward":
         return "rm"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from posttrain.config import RunConfig
+from posttrain.config import RunConfig, is_online
 from posttrain.engine.microbatches import DEFAULT_MAX_TOKENS, microbatches
 from posttrain.errors import UserError
 from posttrain.models.adapters import add_adapter, fold, lora_layers, merged, wear
@@ -188,7 +188,7 @@ def _variant_chains(
     merged_in = common.actor_links[: len(common.actor_links) - len(own)]
     recorded = read_lineage(folder) if merged_in else None
     mark = recorded.weights if recorded and recorded.weights else common.mark
-    name_or_path, allowed = config.model.model_name_or_path, config.ppo.allow_mismatch
+    name_or_path, allowed = config.model.model_name_or_path, config.model.allow_mismatch
     checked = {link.fingerprint for link in own}
     chains, notes = {}, common.notes
     for name, folders in variant_folders(config).items():
@@ -222,7 +222,7 @@ def _reward_outfit(
 def _put_on(backbone: PreTrainedModel, chains: Sequence[tuple[Link, ...]]) -> dict[str, str]:
     """Add every adapter once: fingerprint -> its name in the model; "" for those folded into the weights."""
     # a reference stays without the adapter above it, even where every variant wears that
-    shared = common_prefix([*chains, *(links[:-1] for links in chains if _is_ppo(links))])
+    shared = common_prefix([*chains, *(links[:-1] for links in chains if _is_online(links))])
     for number, link in enumerate(chains[0][:shared]):
         add_adapter(backbone, f"folded{number}", link.files.config, link.files.state)
     if shared:
@@ -243,15 +243,15 @@ def _outfit(links: tuple[Link, ...], put_on: Mapping[str, str]) -> Outfit:
     return Outfit(
         wears=wears,
         # what a policy was kept close to: all that it wears but its own adapter
-        reference=wears[:-1] if _is_ppo(links) else None,
+        reference=wears[:-1] if _is_online(links) else None,
         head=links[-1].files.head if links else None,
         links=links,
     )
 
 
-def _is_ppo(links: Sequence[Link]) -> bool:
+def _is_online(links: Sequence[Link]) -> bool:
     lineage = links[-1].files.lineage if links else None
-    return lineage is not None and lineage.stage == "ppo"
+    return lineage is not None and is_online(lineage.stage)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Literal, get_args
 
 import torch
@@ -60,7 +59,7 @@ def ranking_pairs(sizes: Sequence[int], *, device: torch.device | str | None = N
     """
     if any(size < 1 for size in sizes):
         raise ValueError(f"a ranking needs at least one answer, sizes are {list(sizes)}")
-    starts = accumulate(sizes, initial=0)
+    starts = [sum(sizes[:group]) for group in range(len(sizes))]
     pairs = [torch.triu_indices(size, size, offset=1).T + start for start, size in zip(starts, sizes, strict=False)]
     weights = [torch.full((len(pair),), 1 / max(1, len(pair))) for pair in pairs]
     index = torch.cat([torch.zeros(0, 2, dtype=torch.int64), *pairs])  # [P, 2]

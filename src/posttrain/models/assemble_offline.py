@@ -49,7 +49,7 @@ def offline_assembly(config: RunConfig) -> Assembly:
         key="adapter_name_or_path",
         model=config.model.model_name_or_path,
         folder=model_folder(config),
-        allow_mismatch=config.ppo.allow_mismatch,
+        allow_mismatch=config.model.allow_mismatch,
     )
     stands_on = named("adapter_name_or_path", links)
     head = "score" if role is Role.REWARD else "lm_head"

@@ -1,4 +1,4 @@
-"""From a configuration to the roles of PPO: on one backbone where that is exact, on several where it is not."""
+"""From a configuration to the roles of an online stage: on one backbone where that is exact, else on several."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from peft import LoraConfig
 from transformers import PreTrainedModel
 
+from posttrain.algorithms import ALGORITHMS
 from posttrain.config import RunConfig
 from posttrain.models.adapters import add_adapter
 from posttrain.models.assembly import (
@@ -96,12 +97,17 @@ class _Parts:
             lineage=_lineage(config, self.common.mark, actor_links),
             stands_on=stands_on,
             notes=(*self.notes, *notes),
-            critic_from_reward=self.reward is not None and config.ppo.critic != "value_head",
+            critic_from_reward=has_critic(config) and self.reward is not None and config.ppo.critic != "value_head",
         )
 
 
+def has_critic(config: RunConfig) -> bool:
+    """Whether the algorithm of the stage trains a critic."""
+    return Role.CRITIC in ALGORITHMS[config.method.stage].trains  # type: ignore[attr-defined]
+
+
 def online_assembly(config: RunConfig) -> Assembly:
-    """The roles of PPO; see the role table in the design page.
+    """The roles of an online stage; see the role table in the design page.
 
     Adapters (lora) share one backbone, with the reward's beside it where that is another one; weights that train
     themselves (full, freeze) need a model for each role that trains, and one for those that do not.
@@ -120,13 +126,13 @@ def _with_adapters(config: RunConfig) -> Assembly:
     add_adapter(policy.backbone, "actor", own_config, seed=seed)
     actor = Costume(wears=(*parts.parents, "actor"), head="lm_head", trains="actor")
     policy.costumes[Role.ACTOR] = actor
-    if config.ppo.critic == "adapter":
+    if has_critic(config) and config.ppo.critic == "adapter":
         critic_config = own_config if host is policy else new_adapter(config, host.backbone)
         add_adapter(host.backbone, "critic", critic_config, seed=seed)
         wears = (*parts.reward_wears, "critic")
         host.costumes[Role.CRITIC] = Costume(wears=wears, head="value", trains="critic")
         host.heads["value"] = parts.critic_head(host.width)
-    else:
+    elif has_critic(config):
         policy.costumes[Role.CRITIC] = Costume(wears=actor.wears, head="value", trains="actor")
         policy.heads["value"] = ScalarHead(policy.width, "value")
     if parts.beside is None:
@@ -149,21 +155,25 @@ def _with_models(config: RunConfig) -> Assembly:
     members = {"actor": actor, "reference": parts.policy}
     if parts.beside is not None:
         members["reward"] = parts.host
-    if config.ppo.critic == "model":
-        critic = _Member(_critic_trunk(config, parts.links, parts.common, parts.beside))
-        critic.base_trains = base_parameters(critic.backbone, config.method) - _head_of_its_own(critic.backbone)
-        members["critic"] = critic
-    else:
-        critic = actor
-    critic.costumes[Role.CRITIC] = Costume(wears=(), head="value", trains="base")
-    critic.heads["value"] = ScalarHead(actor.width, "value") if critic is actor else parts.critic_head(critic.width)
+    if has_critic(config):
+        _add_critic(config, parts, members)
     holds = "; ".join(" and ".join(member.costumes) for member in members.values())
     note = (
-        f"finetuning_type: {config.method.finetuning_type} in stage ppo holds {len(members)} models in memory, "
-        f"{gigabytes(*(member.backbone for member in members.values()))} of weights: {holds}."
+        f"finetuning_type: {config.method.finetuning_type} in stage {config.method.stage} holds {len(members)} models "
+        f"in memory, {gigabytes(*(member.backbone for member in members.values()))} of weights: {holds}."
     )
     roles = SeparateRoles({name: member.dressed(config) for name, member in members.items()})
     return parts.assembly(roles, None, (note,))
+
+
+def _add_critic(config: RunConfig, parts: _Parts, members: dict[str, _Member]) -> None:
+    """The critic: a model of its own among the members, or a head on the actor's."""
+    critic = actor = members["actor"]
+    if config.ppo.critic == "model":
+        critic = members["critic"] = _Member(_critic_trunk(config, parts.links, parts.common, parts.beside))
+        critic.base_trains = base_parameters(critic.backbone, config.method) - _head_of_its_own(critic.backbone)
+    critic.costumes[Role.CRITIC] = Costume(wears=(), head="value", trains="base")
+    critic.heads["value"] = ScalarHead(actor.width, "value") if critic is actor else parts.critic_head(critic.width)
 
 
 def _dress_reward(host: _Member, reward: RewardFolder, links: Sequence[Link]) -> tuple[str, ...]:

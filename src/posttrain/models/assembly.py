@@ -24,6 +24,9 @@ from posttrain.models.roles import Roles
 from posttrain.models.saving import share
 from posttrain.types import Role
 
+WITH_DROPOUT = ("pt", "sft", "rm")
+"""Stages that compare no log-probabilities of the same tokens, where dropout therefore does no harm."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Assembly:
@@ -118,7 +121,7 @@ def new_adapter(config: RunConfig, backbone: PreTrainedModel) -> LoraConfig:
         backbone,
         rank=method.lora_rank,
         alpha=method.lora_alpha or 2 * method.lora_rank,
-        dropout=0.0 if method.stage == "ppo" else method.lora_dropout,
+        dropout=method.lora_dropout if method.stage in WITH_DROPOUT else 0.0,
         targets=method.lora_target,
         use_rslora=method.use_rslora,
     )
@@ -139,7 +142,7 @@ def wear_for_good(backbone: PreTrainedModel, links: Sequence[Link]) -> None:
 
 def finish(config: RunConfig, backbone: PreTrainedModel) -> None:
     """Packed attention, activation checkpointing, and no dropout where log-probabilities must repeat."""
-    if config.method.stage == "ppo":
+    if config.method.stage not in WITH_DROPOUT:
         disable_dropout(backbone)
     with warnings.catch_warnings():
         warnings.simplefilter("always")

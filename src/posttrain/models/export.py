@@ -158,7 +158,7 @@ def _loaded(config: RunConfig, source: Source, notify: Callable[[str], None]) ->
     place = device() if config.export.export_device == "auto" else torch.device("cpu")
     loaded = load_causal_lm(source.folder, device="cpu", trust_remote_code=config.model.trust_remote_code)
     model: PreTrainedModel = loaded.requires_grad_(False).to(place)  # type: ignore[arg-type]
-    return model, source.check(model, allow_mismatch=config.ppo.allow_mismatch, notify=notify)
+    return model, source.check(model, allow_mismatch=config.model.allow_mismatch, notify=notify)
 
 
 class _Writer:

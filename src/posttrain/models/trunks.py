@@ -99,7 +99,7 @@ def common_backbone(config: RunConfig, reward_links: Sequence[Link], *, trains_b
     actor_links = chain(config.model.adapter_name_or_path)
     backbone = load_backbone(config, trains_base=trains_base)
     mark, name, folder = fingerprint(backbone), config.model.model_name_or_path, model_folder(config)
-    allowed = config.ppo.allow_mismatch
+    allowed = config.model.allow_mismatch
     notes = check_links(
         actor_links, mark, key="adapter_name_or_path", model=name, folder=folder, allow_mismatch=allowed
     )
@@ -139,7 +139,7 @@ def reward_trunk(config: RunConfig, reward: RewardFolder, common: Common) -> tup
     if reward.kind == "model":
         _check_vocabulary(config, reward.folder, reward.folder)
         return RewardTrunk(name=str(reward.folder), links=(), load=_whole(config, reward)), reward.notes
-    allowed = config.ppo.allow_mismatch
+    allowed = config.model.allow_mismatch
     try:
         notes = common.check(reward.links, key="reward_model", allow_mismatch=allowed)
     except UserError as refusal:

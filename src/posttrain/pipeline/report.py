@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import posttrain
-from posttrain.config import PipelineConfig
+from posttrain.config import PipelineConfig, is_online
 from posttrain.errors import RunError
 from posttrain.evaluate.intervals import wilson_interval
 from posttrain.pipeline.report_plots import plot_report
@@ -100,7 +100,7 @@ def training_table(stages: Sequence[StageResults]) -> Table:
             rows.append((stage.name, "perplexity", _shown(before), _shown(found["eval_perplexity"])))
         elif stage.kind == "rm" and "eval_accuracy" in found:
             rows.append((stage.name, "pairs ranked correctly", _MISSING, _pair_accuracy(found)))
-        elif stage.kind == "ppo" and "eval_reward" in found:
+        elif is_online(stage.kind) and "eval_reward" in found:
             before = found.get("eval_reward_before")
             rows.append((stage.name, "reward, greedy", _shown(before), _shown(found["eval_reward"])))
         elif stage.kind == "sft" and "eval_loss" in found:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posttrain.config import is_online
 from posttrain.pipeline.results import StageResults, called, sql_evaluation
 from posttrain.train.plots import smoothed
 
@@ -15,7 +16,13 @@ if TYPE_CHECKING:
 
 _INK, _MUTED, _GRID, _LINE, _SECOND = "#1f2933", "#64707d", "#e4e8ec", "#2563a8", "#c2571a"
 _FEW_POINTS = 12
-_OFFLINE = {"pt": "Pretraining", "sft": "Fine-tuning", "rm": "Reward model"}
+_OFFLINE = {
+    "pt": "Pretraining",
+    "sft": "Fine-tuning",
+    "rm": "Reward model",
+    "dpo": "Preference optimisation",
+    "kto": "KTO",
+}
 _ONLINE = (
     ("reward_mean", "eval_reward", "Reward per completion", "reward"),
     ("kl", "eval_kl", "KL from the reference", "nats per completion"),
@@ -41,7 +48,7 @@ def plot_report(stages: Sequence[StageResults], folder: Path) -> list[tuple[Path
         path = folder / "report_training.png"
         _plot_offline(offline, path)
         written.append((path, "Loss of the offline stages"))
-    online = [stage for stage in stages if stage.kind == "ppo" and stage.log]
+    online = [stage for stage in stages if is_online(stage.kind) and stage.log]
     for stage in online:
         path = folder / ("report_ppo.png" if len(online) == 1 else f"report_{stage.name}.png")
         _plot_online(stage, path)

@@ -13,7 +13,14 @@ from posttrain.pipeline.state import Record, State
 from posttrain.train.metrics import TRAINER_LOG
 from posttrain.train.run_directory import RunDirectory
 
-_NAMES = {"sft": "SFT", "ppo": "PPO", "rm": "reward model"}
+_NAMES = {
+    "sft": "SFT",
+    "rm": "reward model",
+    "remax": "ReMax",
+    "online_dpo": "online DPO",
+    "reinforce": "REINFORCE++",
+    **{name: name.upper() for name in ("ppo", "rloo", "grpo", "dpo", "kto", "orpo", "cpo")},
+}
 RESULT_FILES = {"train": "all_results.json", "eval": "eval_results.json"}
 
 

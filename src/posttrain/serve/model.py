@@ -72,7 +72,7 @@ class ChatModel:
         if source.last_lineage is not None and source.last_lineage.stage == "rm":
             notify(f"{source.outermost} is a reward model: it was trained to score answers, not to give them")
         self.model = load_backbone(self.config)
-        source.check(self.model, allow_mismatch=self.config.ppo.allow_mismatch, notify=notify)
+        source.check(self.model, allow_mismatch=self.config.model.allow_mismatch, notify=notify)
         merge(self.model, source.links, lambda: None)
         self.model.eval()
         with warnings.catch_warnings():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,12 +24,16 @@ def collect(
     params: SamplingParams,
     *,
     group_size: int,
+    first_index: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> RolloutBatch:
     """Sample ``group_size`` completions of each prompt and lay them out as rows, a group's rows contiguous."""
-    asked = [Prompt(input_ids=tuple(p.input_ids), index=i, samples=group_size) for i, p in enumerate(prompts)]
+    asked = [
+        Prompt(input_ids=tuple(prompt.input_ids), index=index, samples=group_size)
+        for index, prompt in enumerate(prompts, start=first_index)
+    ]
     completions = sampler.generate(asked, params, progress)
-    return laid_out(tokenizer, [(prompts[c.prompt_index], c) for c in completions])
+    return laid_out(tokenizer, [(prompts[c.prompt_index - first_index], c) for c in completions])
 
 
 def laid_out(tokenizer: PreTrainedTokenizerBase, rows: Sequence[tuple[EncodedPrompt, Completion]]) -> RolloutBatch:
@@ -58,6 +64,30 @@ def laid_out(tokenizer: PreTrainedTokenizerBase, rows: Sequence[tuple[EncodedPro
             for prompt, _ in rows
         ),
     )
+
+
+def telling(batch: RolloutBatch, group_size: int) -> RolloutBatch:
+    """The groups whose rewards are not all the same."""
+    rewards = batch.rewards if batch.rewards is not None else torch.zeros(len(batch))
+    groups = rewards.reshape(-1, group_size)
+    keeps = (groups.amax(dim=1) > groups.amin(dim=1)).repeat_interleave(group_size)
+    return batch.rows(keeps.nonzero().squeeze(1))
+
+
+def joined(batches: Sequence[RolloutBatch]) -> RolloutBatch:
+    """One table of the rows of several, which have the same columns filled."""
+    width = max(batch.input_ids.shape[1] for batch in batches)
+    columns: dict[str, Any] = {}
+    for field in dataclasses.fields(RolloutBatch):
+        parts = [getattr(batch, field.name) for batch in batches]
+        if isinstance(parts[0], tuple):
+            columns[field.name] = tuple(value for part in parts for value in part)
+        elif parts[0] is not None and parts[0].dim() == 2:
+            padded = [torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts]
+            columns[field.name] = torch.cat(padded)
+        elif parts[0] is not None:
+            columns[field.name] = torch.cat(parts)
+    return RolloutBatch(**columns)
 
 
 def minibatches(

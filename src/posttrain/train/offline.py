@@ -1,4 +1,4 @@
-"""The offline loop: pretraining, supervised fine-tuning and reward modelling over a fixed dataset."""
+"""The offline loop: everything that learns from a fixed dataset."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.algorithms import Algorithm
+from posttrain.algorithms import KTO, Algorithm
 from posttrain.config import RunConfig
 from posttrain.data.batches import epoch_order
 from posttrain.engine import Engine
 from posttrain.train.monitor import Monitor
 from posttrain.train.parts import optimizer_rows
 from posttrain.train.schedule import StepsPlan
-from posttrain.types import Batch
+from posttrain.types import Batch, UnpairedBatch
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,18 @@ def fit(config: RunConfig, engine: Engine, algorithm: Algorithm, rows: Rows, pla
             order = (epoch, _order(config, rows, epoch, size))
         began = time.perf_counter()
         batch = rows.collate([rows.train[i] for i in order[1][place * size : (place + 1) * size]])
-        engine.accumulate(algorithm, batch)
+        engine.accumulate(algorithm, prepared(engine, algorithm, batch))
         stats = engine.optimizer_step()
         stats["tokens_per_second"] = float(batch.attention_mask.sum()) / (time.perf_counter() - began)
         if monitor.after_step(step + 1, stats):
             break
+
+
+def prepared(engine: Engine, algorithm: Algorithm, batch: Batch) -> Batch:
+    """A whole step with what the algorithm takes over all of it, before it is cut."""
+    if isinstance(algorithm, KTO) and isinstance(batch, UnpairedBatch) and batch.mismatched is not None:
+        return algorithm.with_reference_point(batch, engine.sequence_logps(batch.mismatched))
+    return batch
 
 
 def evaluation(config: RunConfig, engine: Engine, algorithm: Algorithm, rows: Rows) -> Callable[[], dict[str, float]]:
@@ -59,7 +66,7 @@ def evaluation(config: RunConfig, engine: Engine, algorithm: Algorithm, rows: Ro
 
     def evaluate() -> dict[str, float]:
         began = time.perf_counter()
-        batches = (rows.collate(rows.validation[start : start + size]) for start in starts)
+        batches = (prepared(engine, algorithm, rows.collate(rows.validation[start : start + size])) for start in starts)
         found = {f"eval_{name}": value for name, value in engine.evaluate(algorithm, batches).items()}
         if config.method.stage == "pt":
             found["eval_perplexity"] = math.exp(min(found["eval_loss"], 700.0))

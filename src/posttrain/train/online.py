@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.algorithms import OnlineAlgorithm
@@ -15,8 +18,9 @@ from posttrain.data.encode import EncodedPrompt
 from posttrain.engine import Engine
 from posttrain.rewards import Reward
 from posttrain.rollout import Sampler, SamplingParams
-from posttrain.train.experience import collect, minibatches, sequence_kl
+from posttrain.train.experience import collect, joined, minibatches, sequence_kl, telling
 from posttrain.train.gates import check_kl, check_ratio
+from posttrain.train.mixture import Mixture
 from posttrain.train.monitor import Monitor
 from posttrain.types import Role, RolloutBatch
 
@@ -54,6 +58,8 @@ class OnlineRun:
         epochs: passes over the experience. minibatch_size: sequences of one optimizer step.
         seed, shuffle: of the order of prompts and minibatches.
         tolerance: of the step-0 gates.
+        dynamic_rounds: how often prompts whose completions all have one reward are replaced by others; 0 is never.
+        mixture: the pretraining rows that every update is mixed with; None is none.
         on_first_rewards: called with the first iteration's batch once its rewards are known.
         record: called with the number of every finished iteration and its batch.
     """
@@ -71,6 +77,8 @@ class OnlineRun:
     seed: int
     shuffle: bool = True
     tolerance: float = 1e-3
+    dynamic_rounds: int = 0
+    mixture: Mixture | None = None
     record: Callable[[int, RolloutBatch], None] = lambda iteration, batch: None
     on_first_rewards: Callable[[RolloutBatch], None] = lambda batch: None
 
@@ -89,8 +97,7 @@ def fit(run: OnlineRun, iterations: int, monitor: Monitor, phase: Callable[[str,
     """
     watch = Stopwatch()
     for iteration in range(run.engine.iteration, iterations):
-        with watch.phase("generate"):
-            batch = rollout(run, iteration, take(run, iteration), phase)
+        batch = experience(run, iteration, watch, phase)
         batch, stats = learn(run, iteration, batch, watch, phase)
         run.record(iteration + 1, batch)
         if monitor.after_step(iteration + 1, stats):
@@ -100,7 +107,7 @@ def fit(run: OnlineRun, iterations: int, monitor: Monitor, phase: Callable[[str,
 def learn(
     run: OnlineRun, iteration: int, batch: RolloutBatch, watch: Stopwatch, phase: Callable[[str, int, int], None]
 ) -> tuple[RolloutBatch, dict[str, float]]:
-    """One iteration from its completions on: score, consult, credit, update.
+    """One iteration from its completions on: score what has no reward yet, consult, credit, update.
 
     Returns:
         (the batch with all its columns, statistics).
@@ -111,7 +118,8 @@ def learn(
     engine, algorithm = run.engine, run.algorithm
     with watch.phase("score"):
         phase("score", 0, 0)
-        batch = batch.with_columns(rewards=run.reward(batch))
+        if batch.rewards is None:
+            batch = batch.with_columns(rewards=run.reward(batch))
         if iteration == 0:
             run.on_first_rewards(batch)
         batch = engine.consult(algorithm.consults, batch)
@@ -131,23 +139,78 @@ def _live_tokens(batch: RolloutBatch, epochs: int) -> dict[str, float]:
     return {"generate": float(batch.loss_mask.sum()), "score": total, "train": total * epochs}
 
 
-def take(run: OnlineRun, iteration: int) -> list[EncodedPrompt]:
-    """The prompts of one iteration: the next ``num_prompts`` of an endless shuffled stream, a function of the seed."""
+def take(run: OnlineRun, iteration: int, again: int = 0) -> list[EncodedPrompt]:
+    """The prompts of one iteration: the next ``num_prompts`` of an endless shuffled stream, a function of the seed.
+
+    Args:
+        run: names the prompts. iteration: from 0.
+        again: 0, or the round of dynamic sampling, each of which reads a stream of its own.
+    """
     taken = []
     count = len(run.prompts)
     order: tuple[int, list[int]] = (-1, [])
+    seed = run.seed + 7919 * again
     for position in range(iteration * run.num_prompts, (iteration + 1) * run.num_prompts):
         epoch, place = divmod(position, count)
         if order[0] != epoch:
-            order = (epoch, epoch_order(count, seed=run.seed, epoch=epoch, shuffle=run.shuffle))
+            order = (epoch, epoch_order(count, seed=seed, epoch=epoch, shuffle=run.shuffle or again > 0))
         taken.append(run.prompts[order[1][place]])
     return taken
 
 
-def rollout(
-    run: OnlineRun, iteration: int, prompts: Sequence[EncodedPrompt], phase: Callable[[str, int, int], None]
+def experience(
+    run: OnlineRun, iteration: int, watch: Stopwatch, phase: Callable[[str, int, int], None]
 ) -> RolloutBatch:
-    """The whole experience of one iteration, sampled by the current actor."""
+    """The completions of one iteration; scored where what is sampled depends on the scores.
+
+    With ``dynamic_rounds``, groups whose rewards are all the same teach nothing and are replaced by groups of further
+    prompts, as long as the rounds last; then the iteration goes on with those that it has (with all, if none differ).
+    """
+    with watch.phase("generate"):
+        batch = rollout(run, iteration, take(run, iteration), phase)
+        if run.algorithm.greedy_baseline:
+            batch = batch.with_columns(baseline_rewards=_greedy_rewards(run, iteration, phase))
+    if not run.dynamic_rounds:
+        return batch
+    group, wanted = run.algorithm.group_size, len(batch)
+    batch = batch.with_columns(rewards=run.reward(batch))
+    found = [telling(batch, group)]
+    for again in range(1, run.dynamic_rounds + 1):
+        if sum(map(len, found)) >= wanted:
+            break
+        with watch.phase("generate"):
+            more = rollout(run, iteration, take(run, iteration, again), phase, first_index=again * run.num_prompts)
+        found.append(telling(more.with_columns(rewards=run.reward(more)), group))
+    kept = [rows for rows in found if len(rows)]
+    if not kept:
+        return batch
+    whole = joined(kept)
+    return whole.rows(torch.arange(min(wanted, len(whole)), device=whole.input_ids.device))
+
+
+def _greedy_rewards(run: OnlineRun, iteration: int, phase: Callable[[str, int, int], None]) -> Tensor:
+    """[B] the reward of each prompt's most probable completion, once for each of its sampled ones."""
+    greedy = replace(run, sampling=replace(run.sampling, do_sample=False))
+    prompts = take(run, iteration)
+    return run.reward(rollout(greedy, iteration, prompts, phase, samples=1)).repeat_interleave(run.algorithm.group_size)
+
+
+def rollout(
+    run: OnlineRun,
+    iteration: int,
+    prompts: Sequence[EncodedPrompt],
+    phase: Callable[[str, int, int], None],
+    *,
+    samples: int | None = None,
+    first_index: int = 0,
+) -> RolloutBatch:
+    """Completions of the current actor.
+
+    Args:
+        run: the parts. iteration: seeds the samples. prompts: to complete. phase: shows progress.
+        samples: of each prompt; None is the algorithm's group.
+        first_index: of the prompts, which seeds their samples too.
+    """
     params = replace(run.sampling, iteration=iteration)
     with run.engine.weights(Role.ACTOR):
         return collect(
@@ -155,7 +218,8 @@ def rollout(
             run.tokenizer,
             prompts,
             params,
-            group_size=run.algorithm.group_size,
+            group_size=samples or run.algorithm.group_size,
+            first_index=first_index,
             progress=lambda done, total: phase("generate", done, total),
         ).to(run.engine.device)
 
@@ -164,20 +228,28 @@ def update(
     run: OnlineRun, iteration: int, batch: RolloutBatch, phase: Callable[[str, int, int], None]
 ) -> dict[str, float]:
     """Several epochs of shuffled minibatches, one optimizer step each; returns the mean of their statistics."""
+    group = run.algorithm.trained_group
+    trained = batch if batch.trains is None else batch.rows(batch.trains.nonzero().squeeze(1))
+    steps = max(1, round(len(batch) / run.minibatch_size))  # as many as if every row trained
+    size = group * max(1, math.ceil(len(trained) / group / steps))
     pieces = list(
         minibatches(
-            batch,
+            trained,
             epochs=run.epochs,
-            size=run.minibatch_size,
-            group_size=run.algorithm.group_size,
+            size=run.minibatch_size if trained is batch else size,
+            group_size=group,
             seed=run.seed,
             iteration=iteration,
         )
     )
+    if not pieces:  # no completion was worth learning from
+        return {"loss": 0.0, "grad_norm": 0.0}
     sums: dict[str, float] = {}
     for number, piece in enumerate(pieces):
         phase("train", number, len(pieces))
         run.engine.accumulate(run.algorithm, piece)
+        if run.mixture is not None:
+            run.mixture.accumulate(run.engine)
         if iteration == 0 and number == 0:
             check_ratio(run.engine.pending(), run.tolerance)
         stats = run.engine.optimizer_step()

@@ -86,16 +86,16 @@ class PPOTrainer:
         if not is_packed(actor):
             raise UserError(f"{type(actor).__name__} cannot run with packed attention, which sampling needs")
         self._assembly = assembly.under_template(
-            self._template.fingerprint, allow_mismatch=self.config.ppo.allow_mismatch
+            self._template.fingerprint, allow_mismatch=self.config.model.allow_mismatch
         )
         for sentence in (*notes, *self._assembly.notes):
             notify(sentence)
-        self._rows_per_step = optimizer_rows(self.config) * self.config.ppo.ppo_buffer_size
+        self._rows_per_step = optimizer_rows(self.config) * self.config.online.ppo_buffer_size
         total = max(settings.max_steps, 1)
         planned = dataclasses.replace(self.config, train=dataclasses.replace(settings, max_steps=total))
         self._engine = make_engine(planned, assembly.roles, make_plan(planned, self._rows_per_step))
-        self._sampler = SlotSampler(actor, num_slots=self.config.ppo.num_rollout_slots)
-        self._tolerance = self.config.ppo.gate_tolerance or GATE_TOLERANCE[actor.dtype]
+        self._sampler = SlotSampler(actor, num_slots=self.config.online.num_rollout_slots)
+        self._tolerance = self.config.online.gate_tolerance or GATE_TOLERANCE[actor.dtype]
         self._asked = 0
 
     @property
@@ -252,7 +252,7 @@ class PPOTrainer:
             prompts=(),
             num_prompts=0,
             sampling=self._params(self.config.generation),
-            epochs=self.config.ppo.ppo_epochs,
+            epochs=self.config.online.ppo_epochs,
             minibatch_size=optimizer_rows(self.config),
             seed=settings.seed if settings.data_seed is None else settings.data_seed,
             tolerance=self._tolerance,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from posttrain.algorithms import PPO, SFT, BradleyTerry
-from posttrain.config import RunConfig
+from posttrain.algorithms import ALGORITHMS, Algorithm
+from posttrain.config import RunConfig, is_online
 from posttrain.data.datasets import Splits
 from posttrain.engine import Engine, OptimizerSettings, Processes
 from posttrain.errors import UserError
@@ -34,13 +35,13 @@ class Parts:
 
     @property
     def steps_done(self) -> int:
-        """Steps as the user counts them: PPO iterations, else optimizer steps."""
-        return self.engine.iteration if self.config.method.stage == "ppo" else self.engine.step
+        """Steps as the user counts them: iterations of an online stage, else optimizer steps."""
+        return self.engine.iteration if is_online(self.config.method.stage) else self.engine.step
 
     @property
     def rows_per_step(self) -> int:
-        """Rows (pt, sft), pairs (rm) or completions (ppo) of one step."""
-        buffered = self.config.ppo.ppo_buffer_size if self.config.method.stage == "ppo" else 1
+        """Rows (pt, sft, kto), pairs (rm, dpo) or completions (online stages) of one step."""
+        buffered = self.config.online.ppo_buffer_size if is_online(self.config.method.stage) else 1
         return optimizer_rows(self.config, self.engine.processes.size) * buffered
 
     def save(self, folder: Path) -> None:
@@ -58,16 +59,16 @@ def optimizer_rows(config: RunConfig, num_processes: int = 1) -> int:
 
 
 def make_plan(config: RunConfig, num_rows: int, num_processes: int = 1) -> StepsPlan:
-    """How long the run is: optimizer steps, in stage ppo iterations.
+    """How long the run is: optimizer steps, in online stages iterations.
 
-    One PPO iteration takes batch x accumulation x processes x ``ppo_buffer_size`` completions,
+    One iteration takes batch x accumulation x processes x ``ppo_buffer_size`` completions,
     ``num_return_sequences`` of each prompt.
 
     Raises:
         UserError: if completions and prompts of an iteration do not divide.
     """
     settings = config.train
-    if config.method.stage != "ppo":
+    if not is_online(config.method.stage):
         size = settings.per_device_train_batch_size * num_processes
         accumulation = settings.gradient_accumulation_steps
     else:
@@ -78,7 +79,7 @@ def make_plan(config: RunConfig, num_rows: int, num_processes: int = 1) -> Steps
                 f"num_return_sequences: {group} does not divide per_device_train_batch_size x "
                 f"gradient_accumulation_steps{of_processes} = {minibatch}; a step takes whole groups of completions"
             )
-        size, accumulation = minibatch * config.ppo.ppo_buffer_size // group, 1
+        size, accumulation = minibatch * config.online.ppo_buffer_size // group, 1
     return steps_plan(
         num_rows,
         size,
@@ -90,37 +91,40 @@ def make_plan(config: RunConfig, num_rows: int, num_processes: int = 1) -> Steps
     )
 
 
-def make_algorithm(config: RunConfig) -> SFT | BradleyTerry | PPO:
-    """The stage's algorithm with the hyperparameters of the configuration."""
-    if config.method.stage == "rm":
-        return BradleyTerry(center_rewards_coef=config.reward_model.center_rewards_coef)
-    if config.method.stage != "ppo":
-        return SFT()
-    ppo = config.ppo
-    return PPO(
-        kl_coef=ppo.kl_coef,
-        kl_target=ppo.ppo_target if ppo.ppo_target and ppo.ppo_target > 0 else None,
-        kl_horizon=ppo.kl_horizon,
-        kl_estimator=ppo.kl_estimator,
-        clip=ppo.clip_range,
-        value_clip=ppo.clip_range_value,
-        value_coef=ppo.value_coef,
-        gamma=ppo.gamma,
-        gae_lambda=ppo.gae_lambda,
-        reward_clip=ppo.reward_clip,
-        normalize_rewards=ppo.ppo_score_norm,
-        whiten_rewards=ppo.ppo_whiten_rewards,
-        whiten_advantages=ppo.whiten_advantages,
-        entropy_coef=ppo.entropy_coef,
-        group_size=config.generation.num_return_sequences,
-    )
+_KEYS = {
+    "clip": "clip_range",
+    "clip_high": "clip_range_high",
+    "value_clip": "clip_range_value",
+    "kl_target": "ppo_target",
+    "normalize_rewards": "ppo_score_norm",
+    "whiten_rewards": "ppo_whiten_rewards",
+    "group_size": "num_return_sequences",
+    "budget": "max_new_tokens",
+    "importance": "importance_sampling_level",
+    "baseline": "reinforce_baseline",
+    "beta": "pref_beta",
+    "sft_coef": "pref_ftx",
+    "label_smoothing": "dpo_label_smoothing",
+    "desirable_weight": "kto_chosen_weight",
+    "undesirable_weight": "kto_rejected_weight",
+}
+"""Hyperparameters whose keys have other names, those that users of LLaMA-Factory and TRL know."""
+
+
+def make_algorithm(config: RunConfig) -> Algorithm:
+    """The stage's algorithm, every hyperparameter from the key of its name."""
+    stage, pref_loss = config.method.stage, config.preference.pref_loss
+    kind = ALGORITHMS[pref_loss if stage == "dpo" and pref_loss in ALGORITHMS else stage]
+    values = {f.name: config.value(_KEYS.get(f.name, f.name)) for f in dataclasses.fields(kind)}
+    algorithm: Algorithm = kind(**values)
+    return algorithm
 
 
 def make_engine(config: RunConfig, roles: Roles, plan: StepsPlan, processes: Processes | None = None) -> Engine:
     """The engine, its optimizer and its learning rate schedule (over optimizer steps)."""
     settings, per_step = config.train, 1
-    if config.method.stage == "ppo":
-        per_step = config.ppo.ppo_epochs * config.ppo.ppo_buffer_size
+    if is_online(config.method.stage):
+        per_step = config.online.ppo_epochs * config.online.ppo_buffer_size
     critic_rate = config.ppo.value_learning_rate
     optimizer = OptimizerSettings(
         learning_rate=settings.learning_rate,
@@ -130,6 +134,7 @@ def make_engine(config: RunConfig, roles: Roles, plan: StepsPlan, processes: Pro
         max_grad_norm=settings.max_grad_norm,
         role_learning_rates={Role.CRITIC: critic_rate} if critic_rate else {},
         clip_per_role=config.ppo.clip_grad_per_role,
+        starts={Role.ACTOR: config.ppo.critic_warmup_steps * per_step} if config.method.stage == "ppo" else {},
     )
     schedule = partial(
         learning_rate_factor,
@@ -137,7 +142,7 @@ def make_engine(config: RunConfig, roles: Roles, plan: StepsPlan, processes: Pro
         warmup=plan.warmup * per_step,
         kind=settings.lr_scheduler_type,
     )
-    online = config.method.stage == "ppo"
+    online = is_online(config.method.stage)
     return Engine(
         roles,
         make_algorithm(config),

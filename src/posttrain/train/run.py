@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 import yaml
 
-from posttrain.config import RunConfig
+from posttrain.config import RunConfig, is_online
 from posttrain.data.datasets import load_dataset
 from posttrain.engine import Processes, joined
 from posttrain.models.assemble import offline_assembly, online_assembly
@@ -27,6 +27,7 @@ from posttrain.train.onlooker import Onlooker
 from posttrain.train.parts import Parts, make_engine, make_plan
 from posttrain.train.plots import plot_run
 from posttrain.train.progress import Progress
+from posttrain.train.reference import with_reference
 from posttrain.train.run_directory import RunDirectory
 from posttrain.train.schedule import StepsPlan
 from posttrain.train.stages import Stage, make_stage
@@ -80,10 +81,10 @@ def _train(config: RunConfig, processes: Processes, notify: Callable[[str], None
         return finished
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        assembly = online_assembly(config) if config.method.stage == "ppo" else offline_assembly(config)
+        assembly = online_assembly(config) if is_online(config.method.stage) else offline_assembly(config)
     if splits.template is not None:
         tokenizer.chat_template = splits.template.chat_template
-        assembly = assembly.under_template(splits.template.fingerprint, allow_mismatch=config.ppo.allow_mismatch)
+        assembly = assembly.under_template(splits.template.fingerprint, allow_mismatch=config.model.allow_mismatch)
     for sentence in (*assembly.notes, *(str(w.message) for w in caught if "cannot run packed" in str(w.message))):
         notify(sentence)
     # only now: whatever was wrong with the configuration has been said, and an earlier run may be removed
@@ -127,6 +128,8 @@ def _run(parts: Parts, notify: Callable[[str], None]) -> dict[str, Any]:
     processes = parts.engine.processes
     checkpoint = directory.resume_checkpoint(settings.resume_from_checkpoint)
     _require_same_start(parts, checkpoint)
+    with _shown(processes) as stream, explained(directory):
+        parts = with_reference(parts, stream)
     if checkpoint is not None:
         with reading(checkpoint, directory):
             parts.engine.resume(checkpoint)

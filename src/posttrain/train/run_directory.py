@@ -265,16 +265,19 @@ class RunDirectory:
 
     def write_text(self, name: str, text: str) -> Path:
         """Write ``name`` whole or not at all."""
+        return self.write_file(name, lambda path: path.write_bytes(text.encode()))
+
+    def write_file(self, name: str, write: Callable[[Path], object]) -> Path:
+        """Let ``write`` fill a file, which takes the place of ``name`` once it is whole."""
         target, temporary = self.path / name, self.path / f"{_TEMPORARY}{name}"
-        try:
-            with temporary.open("w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise self._failed_to_write(name, error) from error
+        with self._refusable(name):
+            try:
+                write(temporary)
+                with temporary.open("r+b") as file:
+                    os.fsync(file.fileno())
+                temporary.replace(target)
+            finally:
+                temporary.unlink(missing_ok=True)
         return target
 
     def read_json(self, name: str) -> Any:
@@ -291,11 +294,8 @@ class RunDirectory:
     def append_jsonl(self, name: str, *values: Mapping[str, Any]) -> None:
         """Add one line per value; lines of the logs hold their optimizer step as ``current_steps`` or ``step``."""
         lines = "".join(json.dumps(plain(value), ensure_ascii=False) + "\n" for value in values)
-        try:
-            with (self.path / name).open("a", encoding="utf-8", newline="\n") as file:
-                file.write(lines)
-        except OSError as error:
-            raise self._failed_to_write(name, error) from error
+        with self._refusable(name), (self.path / name).open("a", encoding="utf-8", newline="\n") as file:
+            file.write(lines)
 
     def read_jsonl(self, name: str) -> list[dict[str, Any]]:
         """The lines of a log that are whole; empty when there is no such log."""
@@ -307,10 +307,8 @@ class RunDirectory:
     def clear_logs(self) -> None:
         """Remove the logs, for a run that starts afresh where an earlier one never came to a checkpoint."""
         for name in LOGS:
-            try:
+            with self._refusable(name):
                 (self.path / name).unlink(missing_ok=True)
-            except OSError as error:
-                raise self._failed_to_write(name, error) from error
 
     def truncate_log(self, step: int, *, evaluated: bool = True) -> None:
         """Drop the lines written after ``step`` and a last line cut short, so that a resumed run writes them anew.
@@ -383,16 +381,20 @@ class RunDirectory:
     @contextmanager
     def _writing(self, name: str, temporary: Path) -> Iterator[None]:
         """Offer the empty folder ``temporary``; it is gone afterwards, and what the disk refuses is a RunError."""
+        with self._refusable(name):
+            try:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir()
+                yield
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+    @contextmanager
+    def _refusable(self, name: str) -> Iterator[None]:
         try:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
             yield
         except Exception as error:
             if not is_failed_write(error):
                 raise
-            raise self._failed_to_write(name, error) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-    def _failed_to_write(self, name: str, error: Exception) -> RunError:
-        return RunError(f"could not write {name} in {self.path}: {reason(error)}. Make room there. {self.way_back()}")
+            why = f"could not write {name} in {self.path}: {reason(error)}. Make room there. {self.way_back()}"
+            raise RunError(why) from error

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from transformers import PreTrainedModel
 
-from posttrain.algorithms import PPO
+from posttrain.algorithms import PPO, OnlineAlgorithm, PretrainingLoss
 from posttrain.algorithms.running import reward_std, with_rewards
-from posttrain.data.batches import collate, collate_pairs, lengths_of
+from posttrain.config import is_online
+from posttrain.data.batches import collate, collate_pairs, collate_unpaired, lengths_of
+from posttrain.data.datasets import load_dataset
 from posttrain.data.template import pad_token_id
 from posttrain.errors import UserError
 from posttrain.models.forward import is_packed
@@ -20,6 +23,7 @@ from posttrain.rollout import Sampler, SamplingParams, SlotSampler
 from posttrain.train import offline, online
 from posttrain.train.dealt import DealtReward, DealtSampler
 from posttrain.train.experience import sequence_kl
+from posttrain.train.mixture import Mixture
 from posttrain.train.monitor import Monitor
 from posttrain.train.parts import Parts, make_algorithm, optimizer_rows
 from posttrain.train.progress import Progress
@@ -27,6 +31,9 @@ from posttrain.types import AlgorithmState, Role, RolloutBatch
 
 # float32 differs between sampling and training by summation order only; half precision by its rounding.
 GATE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+
+
+_COLLATE: Mapping[str, Callable[..., Any]] = {"rm": collate_pairs, "dpo": collate_pairs, "kto": collate_unpaired}
 
 
 class Stage(Protocol):
@@ -48,11 +55,11 @@ class Stage(Protocol):
 
 def make_stage(parts: Parts, progress: Progress) -> Stage:
     """The stage that the configuration names."""
-    return OnlineStage(parts, progress) if parts.config.method.stage == "ppo" else OfflineStage(parts)
+    return OnlineStage(parts, progress) if is_online(parts.config.method.stage) else OfflineStage(parts)
 
 
 class OfflineStage:
-    """pt, sft and rm: a fixed dataset."""
+    """pt, sft, rm, dpo and kto: a fixed dataset."""
 
     default_metric = "eval_loss"
 
@@ -60,7 +67,7 @@ class OfflineStage:
         """Prepare batches and evaluation."""
         config = parts.config
         pad = pad_token_id(parts.tokenizer)
-        make_batch = partial(collate_pairs if config.method.stage == "rm" else collate, pad_id=pad)
+        make_batch = partial(_COLLATE.get(config.method.stage, collate), pad_id=pad)
         splits = parts.splits
         size = parts.engine.processes.size
         self._rows = offline.Rows(splits.train, splits.validation, lengths_of(splits.train), make_batch, size)
@@ -77,7 +84,7 @@ class OfflineStage:
 
 
 class OnlineStage:
-    """ppo: prompts, completions of the actor, rewards."""
+    """Prompts, completions of the actor, rewards."""
 
     default_metric = "eval_reward"
     measures_before = True
@@ -88,10 +95,9 @@ class OnlineStage:
         if not is_packed(actor):
             raise UserError(
                 f"{type(actor).__name__} cannot run with packed attention, which sampling needs; stages pt, "
-                "sft and rm do train it."
+                "sft, rm, dpo and kto do train it."
             )
-        algorithm = make_algorithm(config)
-        assert isinstance(algorithm, PPO)
+        algorithm = cast(OnlineAlgorithm, make_algorithm(config))
         rows = optimizer_rows(config, parts.engine.processes.size)
         seed = config.train.seed if config.train.data_seed is None else config.train.data_seed
         self._parts, self._progress, self._algorithm = parts, progress, algorithm
@@ -102,13 +108,15 @@ class OnlineStage:
             reward=make_reward(parts, progress.note),
             tokenizer=parts.tokenizer,
             prompts=parts.splits.train,
-            num_prompts=rows * config.ppo.ppo_buffer_size // algorithm.group_size,
+            num_prompts=rows * config.online.ppo_buffer_size // algorithm.group_size,
             sampling=sampling_params(parts),
-            epochs=config.ppo.ppo_epochs,
+            epochs=config.online.ppo_epochs,
             minibatch_size=rows,
             seed=seed,
             shuffle=not config.train.disable_shuffling,
-            tolerance=config.ppo.gate_tolerance or GATE_TOLERANCE[actor.dtype],
+            tolerance=config.online.gate_tolerance or GATE_TOLERANCE[actor.dtype],
+            dynamic_rounds=config.online.dynamic_sampling_rounds if config.online.dynamic_sampling else 0,
+            mixture=make_mixture(parts),
             on_first_rewards=self._calibrate_critic,
             record=self._record,
         )
@@ -123,7 +131,8 @@ class OnlineStage:
     def _calibrate_critic(self, batch: RolloutBatch) -> None:
         """A critic that starts from the reward head is put on the scale of the normalised rewards."""
         assembly = self._parts.assembly
-        if not (assembly.critic_from_reward and self._algorithm.normalize_rewards) or batch.rewards is None:
+        normalizes = isinstance(self._algorithm, PPO) and self._algorithm.normalize_rewards
+        if not (assembly.critic_from_reward and normalizes) or batch.rewards is None:
             return
         seen = with_rewards(AlgorithmState(), batch.rewards)
         std = reward_std(seen) + 1e-8
@@ -150,7 +159,7 @@ class OnlineStage:
 
 def make_sampler(parts: Parts, actor: PreTrainedModel) -> Sampler:
     """The slots of this process; several processes share out the prompts."""
-    sampler, processes = SlotSampler(actor, num_slots=parts.config.ppo.num_rollout_slots), parts.engine.processes
+    sampler, processes = SlotSampler(actor, num_slots=parts.config.online.num_rollout_slots), parts.engine.processes
     return sampler if processes.size == 1 else DealtSampler(sampler, processes)
 
 
@@ -165,6 +174,22 @@ def make_reward(parts: Parts, notify: Callable[[str], None] = lambda sentence: N
         decode=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=False)),
         device=parts.engine.device,
         notify=notify,
+    )
+
+
+def make_mixture(parts: Parts) -> Mixture | None:
+    """The pretraining rows of ``ptx_dataset``, cut like those of stage pt."""
+    config, online = parts.config, parts.config.online
+    if not online.ptx_dataset:
+        return None
+    data = replace(config.data, dataset=online.ptx_dataset, eval_dataset=(), val_size=0.0, packing=True)
+    splits = load_dataset(data, parts.tokenizer, "pt", seed=config.train.seed)
+    return Mixture(
+        rows=splits.train,
+        size=online.ptx_batch_size,
+        seed=config.train.seed,
+        pad_id=pad_token_id(parts.tokenizer),
+        algorithm=PretrainingLoss(coef=online.ptx_coef),
     )
 
 

@@ -1,0 +1,97 @@
+"""Answers that somebody found good or bad, each on its own: rows -> examples -> encoded rows with a mismatched twin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from posttrain.data.encode import encode_answers
+from posttrain.data.formats import Layout, UnpairedExample, UnusableRowError, chat_example
+from posttrain.data.template import EncodedRow, Template
+from posttrain.errors import UserError
+
+LABEL_COLUMNS = ("kto_tag", "label")
+_GOOD, _BAD = ("true", "1", "yes"), ("false", "0", "no")
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedAnswer:
+    """One judged answer, and the same prompt with another prompt's answer.
+
+    Attributes:
+        ref_logps: log-probabilities of ``row`` and of ``mismatched`` under the reference, summed over the answer.
+    """
+
+    row: EncodedRow
+    desirable: bool
+    mismatched: EncodedRow
+    ref_logps: tuple[float, float] | None = None
+
+    def __len__(self) -> int:
+        return max(len(self.row), len(self.mismatched))
+
+
+def unpaired_example(row: Mapping[str, Any], layout: Layout, where: str) -> UnpairedExample:
+    """The row's last answer with its label, from the column ``kto_tag`` (or ``label``).
+
+    Raises:
+        UserError: if a column is missing or malformed.
+        UnusableRowError: if the answer is empty.
+    """
+    named = layout.columns.get("kto_tag")
+    column = named or next((name for name in LABEL_COLUMNS if name in row), None)
+    if column is None or column not in row:
+        advice = " Rows with `chosen` and `rejected` train with stage: dpo." if "chosen" in layout.columns else ""
+        raise UserError(
+            f"{where}: no column {named or 'kto_tag'!r} (found: {', '.join(map(str, row)) or 'none'}). Stage kto needs "
+            f"true for a good answer and false for a bad one.{advice}"
+        )
+    text = str(row[column]).strip().lower()
+    if text not in _GOOD + _BAD:
+        raise UserError(f"{where}: {column!r} must be true or false, found {row[column]!r}")
+    chat = chat_example(row, layout, where)
+    if not chat.messages[-1].content:
+        raise UnusableRowError("empty answer")
+    return UnpairedExample(
+        prompt=chat.messages[:-1], answer=chat.messages[-1].content, desirable=text in _GOOD, where=where
+    )
+
+
+def encode_unpaired(example: UnpairedExample, template: Template, cutoff_len: int) -> tuple[EncodedAnswer, bool]:
+    """One judged answer of at most ``cutoff_len`` tokens, its own twin until ``mismatched`` gives it one.
+
+    Returns:
+        (answer, was it cut).
+
+    Raises:
+        UnusableRowError: if the template alone does not fit.
+    """
+    (row,), cut = encode_answers(example.prompt, [example.answer], template, cutoff_len)
+    return EncodedAnswer(row, example.desirable, row), cut
+
+
+def with_mismatched(answers: Sequence[EncodedAnswer], cutoff_len: int) -> list[EncodedAnswer]:
+    """Each prompt with the answer of the next row; the last one with the answer of the first.
+
+    Raises:
+        UserError: if all answers are good, or all are bad: there is nothing to tell apart.
+    """
+    kinds = {answer.desirable for answer in answers}
+    if len(kinds) < 2:
+        only = "good (true)" if kinds == {True} else "bad (false)"
+        raise UserError(
+            f"all {len(answers)} answers are {only}: stage kto learns from good and bad ones. Add rows of the other "
+            "kind; good answers alone train with stage: sft."
+        )
+    following = [*answers[1:], answers[0]]
+    return [
+        replace(answer, mismatched=_exchanged(answer.row, other.row, cutoff_len))
+        for answer, other in zip(answers, following, strict=True)
+    ]
+
+
+def _exchanged(row: EncodedRow, other: EncodedRow, cutoff_len: int) -> EncodedRow:
+    prompt = row.input_ids[: row.loss_mask.index(True)]
+    answer = other.input_ids[other.loss_mask.index(True) :][: max(cutoff_len - len(prompt), 1)]
+    return EncodedRow([*prompt, *answer], [False] * len(prompt) + [True] * len(answer))

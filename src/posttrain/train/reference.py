@@ -1,0 +1,104 @@
+"""What the reference of an offline preference stage says: measured once, before anything trains, and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from posttrain.config import is_online
+from posttrain.data.batches import collate
+from posttrain.data.encode import EncodedPair
+from posttrain.data.template import EncodedRow, pad_token_id
+from posttrain.train.parts import Parts, make_algorithm
+from posttrain.train.progress import Progress
+from posttrain.types import Role
+
+FILE = "reference_logps.safetensors"
+_NAME = "logps"
+_SEQUENCES_AT_ONCE = 64
+
+
+def with_reference(parts: Parts, stream: TextIO) -> Parts:
+    """The parts with ``ref_logps`` in every row, where the algorithm asks for a reference.
+
+    The policy gives them before it trains: it is its own reference, so no second model is ever in memory, whichever
+    weights train. They are kept in the run directory for a run that is resumed.
+
+    Args:
+        parts: the engine before its first step, and before a checkpoint is read into it.
+        stream: where progress is shown.
+    """
+    config, splits = parts.config, parts.splits
+    if is_online(config.method.stage) or Role.REFERENCE not in make_algorithm(config).consults:
+        return parts
+    rows = [*splits.train, *splits.validation]
+    cache = parts.directory.path / FILE if config.preference.cache_ref_logps else None
+    key = content_hash([text for row in rows for text in _sequences(row)], _identity(parts))
+    logps = _kept(cache, key) if parts.engine.processes.size == 1 else None
+    if logps is None:
+        logps = _measured(parts, rows, stream)
+        if cache is not None and parts.engine.processes.is_first:
+            parts.directory.write_file(FILE, lambda path: save_file({_NAME: logps}, path, metadata={"key": key}))
+    values = logps.tolist()
+    pairs = zip(values[0::2], values[1::2], strict=True)
+    rows = [replace(row, ref_logps=pair) for row, pair in zip(rows, pairs, strict=True)]
+    count = len(splits.train)
+    return replace(parts, splits=replace(splits, train=rows[:count], validation=rows[count:]))
+
+
+def _measured(parts: Parts, rows: Sequence[Any], stream: TextIO) -> Tensor:
+    """[2 R] log-probabilities of both sequences of each row under the policy as it is."""
+    pad, found = pad_token_id(parts.tokenizer), []
+    texts = [text for row in rows for text in _sequences(row)]
+    with Progress(len(rows), "reference", parts.config.train.disable_tqdm, stream=stream) as progress:
+        for start in range(0, len(texts), _SEQUENCES_AT_ONCE):
+            some = texts[start : start + _SEQUENCES_AT_ONCE]
+            found.append(parts.engine.sequence_logps(collate(some, pad)).cpu().float())
+            progress.update(len(some) // 2)
+    return torch.cat(found)
+
+
+def _identity(parts: Parts) -> str:
+    """The weights that the policy starts from: backbone, adapters beneath, the adapter that it continues."""
+    lineage = parts.assembly.lineage
+    digest = hashlib.sha256(lineage.base.fingerprint.encode())
+    for parent in lineage.parents:
+        digest.update(parent.fingerprint.encode())
+    if parts.assembly.own is not None:
+        for name, weight in sorted(parts.engine.roles.parameters_of(Role.ACTOR).items()):
+            digest.update(name.encode() + weight.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def content_hash(rows: Sequence[EncodedRow], model: str) -> str:
+    """What the log-probabilities depend on: the weights, and every token with whether it counts."""
+    digest = hashlib.sha256(model.encode())
+    for row in rows:
+        digest.update(json.dumps([row.input_ids, [int(counts) for counts in row.loss_mask]]).encode())
+    return digest.hexdigest()
+
+
+def _sequences(row: Any) -> tuple[EncodedRow, EncodedRow]:
+    return (row.chosen, row.rejected) if isinstance(row, EncodedPair) else (row.row, row.mismatched)
+
+
+def _kept(cache: Path | None, key: str) -> Tensor | None:
+    """The log-probabilities of an earlier attempt, where they are of the same weights and rows."""
+    if cache is None or not cache.is_file():
+        return None
+    try:
+        with safe_open(cache, framework="pt") as file:
+            if (file.metadata() or {}).get("key") != key:
+                return None
+        return load_file(cache)[_NAME]
+    except (OSError, SafetensorError, KeyError):
+        return None
