@@ -174,7 +174,7 @@ def tiny_llama(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory):
-    """Folder of small datasets: chat.json, pairs.json, prompts.json, text.jsonl."""
+    """Folder of small datasets: chat.json, pairs.json, judged.json, prompts.json, text.jsonl."""
     folder = tmp_path_factory.mktemp("data")
     asked = [f"name a fruit like {fruit}" for fruit in FRUITS]
     answers = FRUITS[1:] + FRUITS[:1]
@@ -182,6 +182,10 @@ def tiny_data(tmp_path_factory):
         "chat.json": [{"instruction": q, "input": "", "output": a} for q, a in zip(asked, answers, strict=True)],
         "pairs.json": [
             {"prompt": q, "chosen": f"{a}!", "rejected": f"no {a}"} for q, a in zip(asked, answers, strict=True)
+        ],
+        "judged.json": [
+            {"instruction": q, "output": f"{a}!" if i % 3 else f"no {a}", "kto_tag": bool(i % 3)}
+            for i, (q, a) in enumerate(zip(asked, answers, strict=True))
         ],
         "prompts.json": [{"instruction": q, "input": "", "output": ""} for q in asked],
     }
@@ -195,15 +199,17 @@ def tiny_data(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_config(tiny_llama, tiny_data):
     """A resolved configuration of a short run on the tiny model; keywords are keys of the YAML file."""
-    from posttrain.config import load_config
+    from posttrain.config import is_online, load_config
 
-    datasets = {"pt": "text.jsonl", "sft": "chat.json", "rm": "pairs.json", "ppo": "prompts.json"}
+    datasets = {
+        **{"pt": "text.jsonl", "sft": "chat.json", "rm": "pairs.json", "dpo": "pairs.json", "kto": "judged.json"},
+    }
 
     def make(stage, output_dir: Path | str, **keys):
         values = {
             "stage": stage,
             "model_name_or_path": str(tiny_llama),
-            "dataset": str(tiny_data / datasets[stage]),
+            "dataset": str(tiny_data / datasets.get(stage, "prompts.json")),
             "output_dir": str(output_dir),
             "cutoff_len": 64,
             "per_device_train_batch_size": 4,
@@ -215,7 +221,7 @@ def tiny_config(tiny_llama, tiny_data):
             "report_to": "none",
             "seed": 1,
         }
-        if stage == "ppo":
+        if is_online(stage):
             values |= {"max_new_tokens": 8, "ppo_epochs": 2, "ppo_buffer_size": 1}
         return load_config({**values, **keys})
 
