@@ -79,10 +79,15 @@ def test_sequence_ratio_by_hand() -> None:
     # each token moves its own place only
     (grad,) = torch.autograd.grad(ratio[0, 1], logprobs)
     assert grad.tolist() == [[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
+    # of whole sequences: 1 + 2 + 3 and -1, the gradient times 3 tokens and 1
+    whole = sequence_ratio_logprobs(logprobs, torch.zeros(2, 4), mask, normalize=False)
+    assert whole.tolist() == [[6.0, 6.0, 0.0, 6.0], [-1.0, 0.0, 0.0, 0.0]]
+    (grad,) = torch.autograd.grad(whole[0, 1] + whole[1, 0], logprobs)
+    assert grad.tolist() == [[0.0, 3.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]]
 
 
-@given(seed=st.integers(0, 9999), reduction=st.sampled_from(["sequence", "batch"]))
-@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 9999), reduction=st.sampled_from(["sequence", "batch", "action"]))
+@settings(deadline=None, max_examples=40)
 def test_sequence_ratio_has_value_and_gradient_of_a_loss_on_whole_sequences(seed: int, reduction: str) -> None:
     generator = torch.Generator().manual_seed(seed)
     logprobs, old = 0.2 * torch.randn(2, 3, 5, dtype=torch.float64, generator=generator)
@@ -93,11 +98,11 @@ def test_sequence_ratio_has_value_and_gradient_of_a_loss_on_whole_sequences(seed
     lengths = mask.sum(dim=1)
     clip = {"clip_low": 0.1, "clip_high": 0.15}
 
-    levels = torch.where(mask, logprobs - old, 0.0).sum(dim=1) / lengths  # [B]
+    levels = torch.where(mask, logprobs - old, 0.0).sum(dim=1) / (1 if reduction == "action" else lengths)  # [B]
     whole, _ = clipped_surrogate(levels[:, None], torch.zeros(3, 1), advantages, **clip)
-    ratios = sequence_ratio_logprobs(logprobs, old, mask)
+    ratios = sequence_ratio_logprobs(logprobs, old, mask, normalize=reduction != "action")
     tokens, _ = clipped_surrogate(ratios, torch.zeros_like(old), advantages.expand(3, 5), **clip)
-    if reduction == "sequence":
+    if reduction in ("sequence", "action"):
         losses = (whole.sum(), (torch.where(mask, tokens, 0.0).sum(dim=1) / lengths).sum())
     else:
         losses = ((whole[:, 0] * lengths).sum(), tokens[mask].sum())

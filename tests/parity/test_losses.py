@@ -140,6 +140,13 @@ def test_rloo_of_trl_1_16() -> None:
     close(grad, case["grad"])
     close(clipped.float().mean(), case["clip_fraction"])
     assert 0 < case["clip_fraction"] < 1
+    # the same, as a ratio that stands on every token
+    ratios = sequence_ratio_logprobs(logps, ONLINE["old_logps"], MASK, normalize=False)
+    advantages = ONLINE["advantages"][:, None].expand(MASK.shape)
+    tokens, _ = clipped_surrogate(ratios, torch.zeros(MASK.shape), advantages, clip_low=low, clip_high=high)
+    total = masked_mean(tokens, MASK, dim=1).mean()
+    close(total.detach(), case["loss"])
+    close(torch.autograd.grad(total, logps)[0], case["grad"])
 
 
 def test_grpo_advantages_of_trl_1_16() -> None:

@@ -56,7 +56,7 @@ def clipped_surrogate(
     return torch.minimum(loss, most), clipped | (most < loss)
 
 
-def sequence_ratio_logprobs(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
+def sequence_ratio_logprobs(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, *, normalize: bool = True) -> Tensor:
     """The logarithm of one importance ratio per sequence, standing on every token, with each token's own gradient.
 
         log s = 1/|y| Σ_t (log π(y_t) − log π_old(y_t))        log s_t = sg(log s) + log π(y_t) − sg(log π(y_t))
@@ -66,20 +66,26 @@ def sequence_ratio_logprobs(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor
     Whole sequences are clipped then. With one advantage per sequence, value and gradient are those of the loss on s
     itself, whether tokens are averaged per sequence or over the batch.
 
-    Paper: Zheng et al., 2025, GSPO, eq. 7 and the GSPO-token form of eq. 14 (arXiv:2507.18071).
+    Without normalisation s = π(y) / π_old(y), the ratio of the whole sequence taken as one action, and each token's
+    gradient is |y| times its own; value and gradient are those of the loss on s where tokens are averaged per sequence.
+
+    Paper: Zheng et al., 2025, GSPO, eq. 7 and the GSPO-token form of eq. 14 (arXiv:2507.18071). Without normalisation:
+    the action of Ahmadian et al., 2024 (arXiv:2402.14740).
 
     Args:
         logprobs: [B, T] under the policy that is trained.
         old_logprobs: [B, T] under the policy that sampled; carries no gradient.
         mask: [B, T] bool, True on tokens that the policy emitted.
+        normalize: take the root of order |y|.
 
     Returns:
         [B, T], equal on all tokens of a sequence; 0 and without gradient outside the mask.
     """
     mask = mask.bool()
-    level = masked_mean((logprobs - old_logprobs).detach(), mask, dim=1)  # [B]
+    level = masked_mean((logprobs - old_logprobs).detach(), mask, dim=1)[:, None]  # [B, 1]
     logprobs = torch.where(mask, logprobs, 0.0)
-    return torch.where(mask, level[:, None] + (logprobs - logprobs.detach()), 0.0)
+    scale = 1 if normalize else mask.sum(dim=1, keepdim=True)  # [B, 1]
+    return torch.where(mask, scale * (level + (logprobs - logprobs.detach())), 0.0)
 
 
 def cispo_loss(
