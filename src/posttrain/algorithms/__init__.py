@@ -1,6 +1,8 @@
-"""One file per algorithm; the registry says which one a stage, or a ``pref_loss`` of stage dpo, runs."""
+"""One file per algorithm; the registry says which one a stage runs."""
 
 from posttrain.algorithms.bradley_terry import BradleyTerry
+from posttrain.algorithms.choice import algorithm_class, make_algorithm
+from posttrain.algorithms.clipped import ClippedPolicy
 from posttrain.algorithms.cpo import CPO
 from posttrain.algorithms.dpo import DPO
 from posttrain.algorithms.grpo import GRPO
@@ -10,30 +12,14 @@ from posttrain.algorithms.orpo import ORPO
 from posttrain.algorithms.ppo import PPO
 from posttrain.algorithms.pretraining import PretrainingLoss
 from posttrain.algorithms.protocol import Algorithm, OnlineAlgorithm
+from posttrain.algorithms.registry import ALGORITHMS
 from posttrain.algorithms.reinforce import Reinforce
 from posttrain.algorithms.rejection import RejectionSampling
 from posttrain.algorithms.remax import ReMax
 from posttrain.algorithms.rloo import RLOO
 from posttrain.algorithms.sft import SFT
+from posttrain.algorithms.shaped import ShapedRewards, over_tokens
 from posttrain.algorithms.simpo import SimPO
-
-ALGORITHMS: dict[str, type] = {
-    "pt": SFT,
-    "sft": SFT,
-    "rm": BradleyTerry,
-    "ppo": PPO,
-    "rloo": RLOO,
-    "grpo": GRPO,
-    "reinforce": Reinforce,
-    "remax": ReMax,
-    "online_dpo": OnlineDPO,
-    "rejection": RejectionSampling,
-    "dpo": DPO,
-    "orpo": ORPO,
-    "cpo": CPO,
-    "simpo": SimPO,
-    "kto": KTO,
-}
 
 __all__ = [
     "ALGORITHMS",
@@ -47,11 +33,16 @@ __all__ = [
     "SFT",
     "Algorithm",
     "BradleyTerry",
+    "ClippedPolicy",
     "OnlineAlgorithm",
     "OnlineDPO",
     "PretrainingLoss",
     "ReMax",
     "Reinforce",
     "RejectionSampling",
+    "ShapedRewards",
     "SimPO",
+    "algorithm_class",
+    "make_algorithm",
+    "over_tokens",
 ]

@@ -21,6 +21,7 @@ class ClippedPolicy(ShapedRewards):
 
         ρ_t = π(y_t) / π_old(y_t)                                            importance = "token"
         ρ_t = (π(y) / π_old(y))^{1/|y|}                                      importance = "sequence"
+        ρ_t = π(y) / π_old(y)                                                importance = "completion"
         L_t = −min(ρ Â, clip(ρ, 1 − ε, 1 + ε_high) Â)                        policy_loss = "clip"
         L_t = max(L_t, −c Â) where Â < 0                                     dual_clip = c
         L_t = −sg(clip(ρ, 1 − ε, 1 + ε_high)) Â log π(y_t)                   policy_loss = "cispo"
@@ -44,7 +45,7 @@ class ClippedPolicy(ShapedRewards):
     clip_high: float | None = None
     dual_clip: float | None = None
     entropy_coef: float = 0.0
-    importance: Literal["token", "sequence"] = "token"
+    importance: Literal["token", "sequence", "completion"] = "token"
     policy_loss: Literal["clip", "cispo"] = "clip"
     loss_average: Literal["token", "sequence", "budget"] = "token"
     budget: int = 1024
@@ -73,8 +74,9 @@ class ClippedPolicy(ShapedRewards):
         bounds = {"clip_low": self.clip, "clip_high": self.clip if self.clip_high is None else self.clip_high}
         if self.policy_loss == "cispo":
             return cispo_loss(new, old, advantages, **bounds)
-        if self.importance == "sequence":
-            new, old = sequence_ratio_logprobs(new, old, mask), torch.zeros_like(old)
+        if self.importance != "token":
+            normalize = self.importance == "sequence"
+            new, old = sequence_ratio_logprobs(new, old, mask, normalize=normalize), torch.zeros_like(old)
         return clipped_surrogate(new, old, advantages, **bounds, dual_clip=self.dual_clip)
 
     def _averaged(self, loss: Tensor, metrics: Mapping[str, Tensor], mask: Tensor) -> LossTerm:

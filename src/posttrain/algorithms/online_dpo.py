@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from posttrain.algorithms.columns import column, masked_column
+from posttrain.algorithms.columns import masked_column
 from posttrain.algorithms.shaped import ShapedRewards, over_tokens
 from posttrain.functional import DPOKind, dpo_loss
 from posttrain.types import AlgorithmState, LossTerm, Outputs, Role, RolloutBatch
@@ -57,7 +57,7 @@ class OnlineDPO(ShapedRewards):
         mask = batch.loss_mask
         logps = masked_column(out, "logprobs", mask).sum(dim=1)  # [B]
         ref_logps = masked_column(batch, "ref_logprobs", mask).sum(dim=1)
-        better = column(batch, "advantages").sum(dim=1) > 0
+        better = masked_column(batch, "advantages", mask).sum(dim=1) > 0
         chosen, rejected = better.nonzero().squeeze(1), (~better).nonzero().squeeze(1)  # [P] in the order of pairs
         pairs = (logps[chosen], logps[rejected], ref_logps[chosen], ref_logps[rejected])
         loss = dpo_loss(*pairs, beta=self.beta, kind=self.pref_loss, label_smoothing=self.label_smoothing)

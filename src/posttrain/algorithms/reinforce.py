@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from posttrain.algorithms.clipped import ClippedPolicy
-from posttrain.algorithms.shaped import over_tokens
 from posttrain.functional import discounted_returns, group_relative, whiten
 from posttrain.types import AlgorithmState, RolloutBatch
 
@@ -15,9 +14,8 @@ from posttrain.types import AlgorithmState, RolloutBatch
 class Reinforce(ClippedPolicy):
     """Raise tokens after which more reward came than on average over the batch; no critic.
 
-        Â_t = Σ_{l≥t} γ^{l−t} r_l, r_t = [last] score − β KL_t          baseline = "batch"
-        Â_t = score − mean of its group, over the completion's tokens   baseline = "group"
-        both whitened over every token of the batch
+        Â_t = Σ_{l≥t} γ^{l−t} r_l, r_t = [last] score − β KL_t, whitened over every token of the batch
+        score ← score − mean of its group                                       baseline = "group"
 
     Paper: Hu et al., 2025, REINFORCE++ and REINFORCE++-baseline (arXiv:2501.03262). The second charges the KL in
     the loss (``kl_in``), by k2, where it has the right gradient.
@@ -34,8 +32,6 @@ class Reinforce(ClippedPolicy):
         mask = batch.loss_mask
         scores, moved = self.scores(batch, state)
         if self.baseline == "group":
-            relative = group_relative(scores, self.group_size, scale_by_std=False)
-            advantages = over_tokens(relative, mask) - self.penalty(batch, state)
-        else:
-            advantages = discounted_returns(self.token_rewards(scores, batch, state), mask, gamma=self.gamma)
+            scores = group_relative(scores, self.group_size, scale_by_std=False)
+        advantages = discounted_returns(self.token_rewards(scores, batch, state), mask, gamma=self.gamma)
         return batch.with_columns(advantages=whiten(advantages, mask)), self.moved_on(moved, batch)

@@ -26,7 +26,7 @@ class ReMax(ClippedPolicy):
     def credit(self, batch: RolloutBatch, state: AlgorithmState) -> tuple[RolloutBatch, AlgorithmState]:
         """Fill ``advantages`` [B, T]; move β and the reward statistics on."""
         scores, moved = self.scores(batch, state)
-        baselines, _ = self.scores(batch.with_columns(rewards=column(batch, "baseline_rewards")), moved)
+        baselines = self.scaled(column(batch, "baseline_rewards"), moved)
         rewards = self.token_rewards(scores - baselines, batch, state)
         advantages = discounted_returns(rewards, batch.loss_mask, gamma=1.0)
         return batch.with_columns(advantages=advantages), self.moved_on(moved, batch)

@@ -16,8 +16,9 @@ class RLOO(ClippedPolicy):
 
         r_i = score_i − β Σ_t KL_t        Â_i = r_i − 1/(G−1) Σ_{j≠i} r_j        every token of y_i gets Â_i
 
-    Paper: Ahmadian et al., 2024, eq. 7 (arXiv:2402.14740). The paper treats a completion as one action; here its
-    tokens are weighed and clipped one by one, which is the same gradient at the first step on an experience.
+    Paper: Ahmadian et al., 2024, eq. 7 (arXiv:2402.14740). The paper treats a completion as one action: that is
+    importance = "completion" with loss_average = "sequence". By default its tokens are weighed and clipped one by one,
+    which points the same way at the first step on an experience.
 
     Attributes:
         group_size: G, at least 2. whiten_advantages: mean 0 and variance 1 over the experience.

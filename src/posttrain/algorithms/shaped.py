@@ -66,10 +66,15 @@ class ShapedRewards:
         rewards = column(batch, "rewards")
         if self.normalize_rewards:
             state = with_rewards(state, rewards)
+        return self.scaled(rewards, state), state
+
+    def scaled(self, rewards: Tensor, state: AlgorithmState) -> Tensor:
+        """Rewards [B] normalised by what the state has seen, and clipped, as asked."""
+        if self.normalize_rewards:
             rewards = (rewards - state.reward_mean) / (reward_std(state) + 1e-8)
         if self.reward_clip is not None:
             rewards = rewards.clamp(-self.reward_clip, self.reward_clip)
-        return rewards, state
+        return rewards
 
     def penalty(self, batch: RolloutBatch, state: AlgorithmState) -> Tensor:
         """[B, T] β KL_t, which is taken off the reward of a token; 0 where the loss charges for it."""

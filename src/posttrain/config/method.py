@@ -19,6 +19,12 @@ class MethodConfig:
         help="pt: pretraining, sft: supervised fine-tuning, rm: reward model; from preferences dpo (with `pref_loss`) "
         "and kto; from rewards ppo, rloo, grpo, reinforce, remax, online_dpo and rejection.",
     )
+    algorithm: str | None = option(
+        None,
+        help="Class of your own in place of the stage's algorithm, `path/to/file.py:Class`; its fields take the values "
+        "of the keys that are called like them.",
+        path=True,
+    )
     finetuning_type: Literal["lora", "full", "freeze"] = option(
         "lora", help="lora: adapters; full: all weights; freeze: some layers as they are."
     )

@@ -38,8 +38,10 @@ class OnlineConfig:
     policy_loss: Literal["clip", "cispo"] = option(
         "clip", help="clip: the clipped ratio of PPO; cispo: clipped weights, every token keeps its gradient."
     )
-    importance_sampling_level: Literal["token", "sequence"] = option(
-        "token", help="What has a ratio: each token, or the whole completion (GSPO)."
+    importance_sampling_level: Literal["token", "sequence", "completion"] = option(
+        "token",
+        help="What has a ratio: each token; the mean of a completion's tokens (GSPO); or the completion as one action, "
+        "with `loss_average: sequence` (RLOO as in its paper).",
     )
     loss_average: Literal["token", "sequence", "budget"] = option(
         "token", help="Over all tokens; over completions of their mean; or over completions of sum / max_new_tokens."

@@ -77,15 +77,15 @@ def _numbers(reward: RewardConfig, parts: list[str]) -> Iterator[tuple[str, str]
     if weights and len(weights) != len(parts):
         yield (
             "reward_weights",
-            f"`reward_weights` has {len(weights)} numbers for {len(parts)} parts of the reward ({', '.join(parts)})",
+            f"`reward_weights` has {len(weights)} numbers, but the reward has {len(parts)}: {', '.join(parts)}",
         )
     elif weights and not any(weights):
         yield "reward_weights", "`reward_weights` are all 0; nothing would be rewarded"
     if len(clips) > 1 and len(clips) != len(parts):
         yield (
             "reward_part_clip",
-            f"`reward_part_clip` has {len(clips)} numbers for {len(parts)} parts of the reward ({', '.join(parts)}); "
-            "give one for all or one for each",
+            f"`reward_part_clip` has {len(clips)} numbers, but the reward has {len(parts)}: {', '.join(parts)}; give one "
+            "for all or one for each",
         )
     if any(clip < 0 for clip in clips):
         yield "reward_part_clip", "`reward_part_clip` must not be below 0; a part is clipped on both sides"

@@ -8,7 +8,7 @@ from pathlib import Path
 from peft import LoraConfig
 from transformers import PreTrainedModel
 
-from posttrain.algorithms import ALGORITHMS
+from posttrain.algorithms import algorithm_class
 from posttrain.config import RunConfig
 from posttrain.models.adapters import add_adapter
 from posttrain.models.assembly import (
@@ -103,7 +103,7 @@ class _Parts:
 
 def has_critic(config: RunConfig) -> bool:
     """Whether the algorithm of the stage trains a critic."""
-    return Role.CRITIC in ALGORITHMS[config.method.stage].trains  # type: ignore[attr-defined]
+    return Role.CRITIC in algorithm_class(config).trains
 
 
 def online_assembly(config: RunConfig) -> Assembly:

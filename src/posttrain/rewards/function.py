@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib.util
 import inspect
 import math
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import Tensor
 
 from posttrain.config import RunConfig
+from posttrain.config.own_code import load_own, said
 from posttrain.errors import RewardError, UserError
 from posttrain.rewards.limits import Loop, gathered, within
-from posttrain.rewards.scores import OnError, Strict, said
+from posttrain.rewards.scores import OnError, Strict
 from posttrain.types import RolloutBatch
 
 _BATCH = ("prompts", "completions", "completion_ids", "messages")
 _ROW = ("prompt", "completion", "completion_ids", "messages")
-_loaded: dict[tuple[Path, int, int], ModuleType] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,39 +249,4 @@ def load_function(file: Path, name: str) -> Callable[..., Any]:
     Raises:
         UserError: the file is missing or cannot be imported, or has no such function.
     """
-    try:
-        seen = file.resolve().stat()
-    except OSError:
-        raise UserError(f"reward_funcs: there is no file {file} (looked in {Path.cwd()})") from None
-    key = (file.resolve(), seen.st_mtime_ns, seen.st_size)
-    if key not in _loaded:
-        _loaded[key] = _imported(key[0], file)
-    module = _loaded[key]
-    function = getattr(module, name, None)
-    if not callable(function):
-        own = [value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__]
-        known = [value.__name__ for value in own if inspect.isfunction(value)]
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.6) or known
-        hint = f"; did you mean {' or '.join(near)}?" if near else "; it defines no function"
-        raise UserError(f"reward_funcs: {file} has no function {name}{hint}")
-    return function  # type: ignore[no-any-return]
-
-
-def _imported(path: Path, written: Path) -> ModuleType:
-    """The file as a module; what lies beside it can be imported by it."""
-    name = f"posttrain_reward_{path.stem}_{len(_loaded)}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"reward_funcs: {written} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        if isinstance(error, SyntaxError):
-            raise UserError(f"reward_funcs: {written}, line {error.lineno}: {error.msg}") from error
-        raise UserError(f"reward_funcs: {written} cannot be imported: it {said(error)}") from error
-    return module
+    return load_own(file, name, key="reward_funcs")  # type: ignore[no-any-return]

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from posttrain.config.own_code import said
 from posttrain.errors import RewardError
 from posttrain.types import RolloutBatch
 
@@ -113,17 +114,6 @@ def _number(value: object) -> tuple[float, str | None]:
     if not math.isfinite(number) or abs(number) > torch.finfo(torch.float32).max:
         return 0.0, f"gave {number}"
     return number, None
-
-
-def said(error: BaseException) -> str:
-    """What happened, for the middle of a sentence: ``raised ValueError: no number (my.py, line 7)``."""
-    if isinstance(error, TimeoutError):
-        return str(error) or "took too long"
-    lines = str(error).strip().splitlines()
-    place, step = "", error.__traceback__
-    while step is not None:
-        place, step = f" ({step.tb_frame.f_code.co_filename}, line {step.tb_lineno})", step.tb_next
-    return f"raised {type(error).__name__}{': ' + lines[0] if lines else ''}{place}"
 
 
 def _shown(value: object) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from posttrain.algorithms import ALGORITHMS, Algorithm
+from posttrain.algorithms import make_algorithm
 from posttrain.config import RunConfig, is_online
 from posttrain.data.datasets import Splits
 from posttrain.engine import Engine, OptimizerSettings, Processes
@@ -89,35 +88,6 @@ def make_plan(config: RunConfig, num_rows: int, num_processes: int = 1) -> Steps
         warmup_steps=settings.warmup_steps,
         warmup_ratio=settings.warmup_ratio,
     )
-
-
-_KEYS = {
-    "clip": "clip_range",
-    "clip_high": "clip_range_high",
-    "value_clip": "clip_range_value",
-    "kl_target": "ppo_target",
-    "normalize_rewards": "ppo_score_norm",
-    "whiten_rewards": "ppo_whiten_rewards",
-    "group_size": "num_return_sequences",
-    "budget": "max_new_tokens",
-    "importance": "importance_sampling_level",
-    "baseline": "reinforce_baseline",
-    "beta": "pref_beta",
-    "sft_coef": "pref_ftx",
-    "label_smoothing": "dpo_label_smoothing",
-    "desirable_weight": "kto_chosen_weight",
-    "undesirable_weight": "kto_rejected_weight",
-}
-"""Hyperparameters whose keys have other names, those that users of LLaMA-Factory and TRL know."""
-
-
-def make_algorithm(config: RunConfig) -> Algorithm:
-    """The stage's algorithm, every hyperparameter from the key of its name."""
-    stage, pref_loss = config.method.stage, config.preference.pref_loss
-    kind = ALGORITHMS[pref_loss if stage == "dpo" and pref_loss in ALGORITHMS else stage]
-    values = {f.name: config.value(_KEYS.get(f.name, f.name)) for f in dataclasses.fields(kind)}
-    algorithm: Algorithm = kind(**values)
-    return algorithm
 
 
 def make_engine(config: RunConfig, roles: Roles, plan: StepsPlan, processes: Processes | None = None) -> Engine:
