@@ -87,5 +87,5 @@ def test_what_is_missing_is_said():
     config = load_config({**PPO, "reward_model": "runs/rm"})
     with pytest.raises(UserError, match="reward_model: no model of this command wears it"):
         build_reward(config, role=None, rows=[])
-    with pytest.raises(UserError, match="there is no file nowhere.py"):
+    with pytest.raises(UserError, match=r"there is no file nowhere\.py"):
         build(reward_funcs="nowhere.py:f")
