@@ -60,7 +60,9 @@ class Batch:
             column = getattr(self, field.name)
             if column is None:
                 continue
-            if isinstance(column, tuple):
+            if isinstance(column, Mapping):
+                changes[field.name] = {name: values[index] for name, values in column.items()}
+            elif isinstance(column, tuple):
                 changes[field.name] = tuple(column[i] for i in index.tolist()) if column else ()
             else:
                 changes[field.name] = column[index, :width] if column.dim() == 2 else column[index]
@@ -138,6 +140,7 @@ class RolloutBatch(Batch):
         extras: B mappings, the other columns of the prompt's data row.
         messages: B chats that wait for the completion, their messages with ``role`` and ``content``, as in the data.
         rewards: [B] one score per sequence.
+        reward_parts: name -> [B] scores of what the reward is a sum of, for the log; None where it is one thing.
         baseline_rewards: [B] the score of the greedy completion of the same prompt, for algorithms that ask for it.
         ref_logprobs: [B, T] under the reference policy. values: [B, T] before the update.
         advantages: [B, T]. returns: [B, T].
@@ -151,6 +154,7 @@ class RolloutBatch(Batch):
     extras: tuple[Mapping[str, Any], ...] = ()
     messages: tuple[tuple[Mapping[str, str], ...], ...] = ()
     rewards: Tensor | None = None
+    reward_parts: Mapping[str, Tensor] | None = None
     baseline_rewards: Tensor | None = None
     ref_logprobs: Tensor | None = None
     values: Tensor | None = None

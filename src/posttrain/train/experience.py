@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -80,7 +80,9 @@ def joined(batches: Sequence[RolloutBatch]) -> RolloutBatch:
     columns: dict[str, Any] = {}
     for field in dataclasses.fields(RolloutBatch):
         parts = [getattr(batch, field.name) for batch in batches]
-        if isinstance(parts[0], tuple):
+        if isinstance(parts[0], Mapping):
+            columns[field.name] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        elif isinstance(parts[0], tuple):
             columns[field.name] = tuple(value for part in parts for value in part)
         elif parts[0] is not None and parts[0].dim() == 2:
             padded = [torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts]

@@ -16,7 +16,7 @@ from posttrain.algorithms import OnlineAlgorithm
 from posttrain.data.batches import epoch_order
 from posttrain.data.encode import EncodedPrompt
 from posttrain.engine import Engine
-from posttrain.rewards import Reward
+from posttrain.rewards import Reward, WeightedReward, measured
 from posttrain.rollout import Sampler, SamplingParams
 from posttrain.train.experience import collect, joined, minibatches, sequence_kl, telling
 from posttrain.train.gates import check_kl, check_ratio
@@ -119,7 +119,7 @@ def learn(
     with watch.phase("score"):
         phase("score", 0, 0)
         if batch.rewards is None:
-            batch = batch.with_columns(rewards=run.reward(batch))
+            batch = scored(run, batch)
         if iteration == 0:
             run.on_first_rewards(batch)
         batch = engine.consult(algorithm.consults, batch)
@@ -130,13 +130,15 @@ def learn(
     with watch.phase("train"):
         stats = update(run, iteration, batch, phase)
     engine.iteration = iteration + 1
-    return batch, stats | algorithm.statistics(batch, before) | watch.take(_live_tokens(batch, run.epochs))
+    stats |= algorithm.statistics(batch, before) | part_means(batch)
+    return batch, stats | watch.take(_live_tokens(batch, run.epochs))
 
 
 def _live_tokens(batch: RolloutBatch, epochs: int) -> dict[str, float]:
     """Real tokens that each phase dealt with, padding not counted: sampled ones, scored ones, trained ones."""
     total = float(batch.attention_mask.sum())
-    return {"generate": float(batch.loss_mask.sum()), "score": total, "train": total * epochs}
+    trained = total if batch.trains is None else float(batch.attention_mask[batch.trains].sum())
+    return {"generate": float(batch.loss_mask.sum()), "score": total, "train": trained * epochs}
 
 
 def take(run: OnlineRun, iteration: int, again: int = 0) -> list[EncodedPrompt]:
@@ -173,19 +175,31 @@ def experience(
     if not run.dynamic_rounds:
         return batch
     group, wanted = run.algorithm.group_size, len(batch)
-    batch = batch.with_columns(rewards=run.reward(batch))
+    batch = scored(run, batch)
     found = [telling(batch, group)]
     for again in range(1, run.dynamic_rounds + 1):
         if sum(map(len, found)) >= wanted:
             break
         with watch.phase("generate"):
             more = rollout(run, iteration, take(run, iteration, again), phase, first_index=again * run.num_prompts)
-        found.append(telling(more.with_columns(rewards=run.reward(more)), group))
+        found.append(telling(scored(run, more), group))
     kept = [rows for rows in found if len(rows)]
     if not kept:
         return batch
     whole = joined(kept)
     return whole.rows(torch.arange(min(wanted, len(whole)), device=whole.input_ids.device))
+
+
+def scored(run: OnlineRun, batch: RolloutBatch) -> RolloutBatch:
+    """The batch with its rewards, and with their parts where they are a sum."""
+    rewards = run.reward(batch)
+    parts = dict(run.reward.last) if isinstance(run.reward, WeightedReward) else None
+    return batch.with_columns(rewards=rewards, reward_parts=parts)
+
+
+def part_means(batch: RolloutBatch) -> dict[str, float]:
+    """``reward/<part>_mean`` of each part of the reward."""
+    return {f"reward/{name}_mean": float(scores.mean()) for name, scores in (batch.reward_parts or {}).items()}
 
 
 def _greedy_rewards(run: OnlineRun, iteration: int, phase: Callable[[str, int, int], None]) -> Tensor:
@@ -266,7 +280,7 @@ def held_out(run: OnlineRun, prompts: Sequence[EncodedPrompt]) -> Callable[[], d
         began = time.perf_counter()
         with run.engine.weights(Role.ACTOR):
             batch = collect(run.sampler, run.tokenizer, prompts, greedy, group_size=1).to(run.engine.device)
-        rewards = run.reward(batch)
+        rewards = measured(run.reward)(batch)
         # greedy log-probabilities are recorded at temperature 1
         batch = run.engine.consult((Role.REFERENCE,), batch, temperature=1.0)
         seconds = time.perf_counter() - began

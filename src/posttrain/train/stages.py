@@ -154,6 +154,9 @@ class OnlineStage:
         )
         names = ("prompt", "completion", "reward", "kl", "response_length", "ended")
         rows = [{"step": iteration, **dict(zip(names, row, strict=True))} for row in columns]
+        for name, scores in (batch.reward_parts or {}).items():
+            for row, score in zip(rows, scores.tolist(), strict=True):
+                row[f"reward/{name}"] = score
         self._parts.directory.append_jsonl("completions.jsonl", *rows)
 
 
