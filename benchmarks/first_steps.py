@@ -23,6 +23,9 @@ ROOT = Path(__file__).resolve().parents[1]
 FIXTURE = ROOT / "tests" / "parity" / "first_steps_trl_1_16.json"
 MAKER = runpy.run_path(str(ROOT / "tests" / "parity" / "make_ppo_steps.py"))
 VOCABULARY, END = MAKER["VOCABULARY"], 1
+# Special tokens are found inside words, too: none of the others may contain one.
+WORDS = ["<pad>", "<end>", *(str(token) for token in range(2, VOCABULARY))]
+TOLERANCE = 1e-4
 STEPS, PAIRS, ANSWERS, PROMPTS, GROUP, MAX_LENGTH = 2, 4, 6, 2, 4, 8
 OPTIMIZER = {"learning_rate": 3e-3, "max_grad_norm": 1.0}
 # The second step goes over the same experience, so that ratios leave 1 and are clipped.
@@ -98,17 +101,17 @@ def groups() -> list[dict[str, Any]]:
 
 
 def text(ids: list[int]) -> str:
-    return " ".join(str(token) for token in ids)
+    return " ".join(WORDS[token] for token in ids)
 
 
 def tokenizer() -> Any:
-    """A token for every number, with blanks between."""
+    """A token for every word, with blanks between."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = Tokenizer(models.WordLevel({str(token): token for token in range(VOCABULARY)}, unk_token="0"))
+    words = Tokenizer(models.WordLevel({word: token for token, word in enumerate(WORDS)}, unk_token=WORDS[0]))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="0", eos_token=str(END))
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token=WORDS[0], eos_token=WORDS[END])
 
 
 def policy_and_reference() -> tuple[Any, Any]:
@@ -145,7 +148,8 @@ def recorder(kind: str) -> Any:
         def _generate(self, prompts: list[str]) -> Any:
             waiting = {text(group["prompt"]): iter(group["completions"]) for group in groups()}
             completions = [next(waiting[prompt]) for prompt in prompts]
-            prompt_ids, texts = [[int(token) for token in p.split()] for p in prompts], [text(c) for c in completions]
+            prompt_ids = [[WORDS.index(word) for word in prompt.split()] for prompt in prompts]
+            texts = [text(ids) for ids in completions]
             if kind == "RLOO":
                 return prompt_ids, completions, texts
             return prompt_ids, completions, None, texts, None, {}, None, None
@@ -220,5 +224,147 @@ def write_fixture() -> int:
     return 0
 
 
+def algorithm(scenario: dict[str, Any]) -> Any:
+    """Ours with TRL's settings."""
+    from posttrain import algorithms
+
+    given, kind = scenario["settings"], scenario["trainer"]
+    if kind == "DPO":
+        pref_loss = given.get("loss_type", ["sigmoid"])[0]
+        return algorithms.DPO(
+            beta=given["beta"], pref_loss=pref_loss, label_smoothing=given.get("label_smoothing", 0.0)
+        )
+    if kind == "KTO":
+        return algorithms.KTO(**given)
+    common = {"group_size": GROUP, "kl_coef": given["beta"], "clip": given["epsilon"]}
+    if kind == "RLOO":
+        return algorithms.RLOO(**common, importance="completion", loss_average="sequence")
+    averages = {"grpo": "sequence", "dr_grpo": "budget", "dapo": "token", "cispo": "token"}
+    bounds = {"clip_high": given.get("epsilon_high")}
+    if given["loss_type"] == "cispo":  # TRL's epsilon_high is the bound itself, and it has none from below
+        bounds = {"policy_loss": "cispo", "clip": 1.0, "clip_high": given["epsilon_high"] - 1}
+    return algorithms.GRPO(
+        **{**common, **bounds},
+        loss_average=averages[given["loss_type"]],
+        budget=MAX_LENGTH,
+        importance=given.get("importance_sampling_level", "token"),
+        scale_rewards=given.get("scale_rewards", "group"),
+    )
+
+
+def make_engine(ours: Any) -> Any:
+    """An engine over a policy whose every weight trains, a frozen reference beside it; micro-batches are small."""
+    from posttrain.engine import Engine, OptimizerSettings
+    from posttrain.models.forward import prepare_trunk
+    from posttrain.models.roles import Costume, SharedRoles
+    from posttrain.models.separate import SeparateRoles
+    from posttrain.types import Role
+
+    policy, reference = policy_and_reference()
+    for model in (policy, reference):
+        prepare_trunk(model)
+    names = frozenset(name for name, _ in policy.named_parameters())
+    trained = {Role.ACTOR: Costume(wears=(), head="lm_head", trains="base")}
+    frozen = {Role.REFERENCE: Costume(wears=(), head="lm_head")}
+    members = {
+        "policy": SharedRoles(policy, trained, {}, base_trains=names),
+        "reference": SharedRoles(reference, frozen, {}),
+    }
+    return Engine(SeparateRoles(members), ours, OptimizerSettings(**OPTIMIZER), lambda step: 1.0, max_tokens=24)
+
+
+def columns(rows: list[tuple[list[int], list[int]]]) -> dict[str, Any]:
+    """Prompts and answers as a padded table."""
+    lengths = [len(prompt) + len(answer) for prompt, answer in rows]
+    at, ends = torch.arange(max(lengths)), torch.tensor(lengths)[:, None]
+    starts = torch.tensor([[len(prompt)] for prompt, _ in rows])
+    ids = [prompt + answer + [0] * (max(lengths) - len(prompt) - len(answer)) for prompt, answer in rows]
+    return {
+        "input_ids": torch.tensor(ids),
+        "attention_mask": at < ends,
+        "loss_mask": (at >= starts) & (at < ends),
+    }
+
+
+def unscored(rows: list[tuple[list[int], list[int]]]) -> Any:
+    from posttrain.types import RolloutBatch
+
+    table = columns(rows)
+    nothing = torch.zeros(table["input_ids"].shape)
+    return RolloutBatch(**table, logprobs=nothing, ended=torch.ones(len(rows), dtype=torch.bool))
+
+
+def reference_logps(engine: Any, rows: list[tuple[list[int], list[int]]]) -> torch.Tensor:
+    """[B] log-probability of whole answers under the reference."""
+    from posttrain.types import Role
+
+    return engine.consult((Role.REFERENCE,), unscored(rows)).ref_logprobs.sum(dim=1)
+
+
+def experience(engine: Any, ours: Any) -> Any:
+    """The groups as a credited batch."""
+    from posttrain.types import Role
+
+    rows = [(group["prompt"], completion) for group in groups() for completion in group["completions"]]
+    rewards = torch.tensor([score for group in groups() for score in group["rewards"]])
+    batch = engine.consult((Role.ACTOR, Role.REFERENCE), unscored(rows)).with_columns(rewards=rewards)
+    batch, engine.algorithm_state = ours.credit(batch, engine.algorithm_state)
+    return batch
+
+
+def offline_batch(engine: Any, ours: Any) -> Any:
+    """The pairs, or the judged answers with the reference point of the policy as it is now."""
+    from posttrain.types import Batch, PreferenceBatch, UnpairedBatch
+
+    if type(ours).__name__ == "DPO":
+        rows = [(pair["prompt"], pair[side]) for pair in pairs() for side in ("chosen", "rejected")]
+        return PreferenceBatch(**columns(rows), ref_logps=reference_logps(engine, rows))
+    matched, twins = (
+        [(answer["prompt"], answer[name]) for answer in answers()] for name in ("completion", "mismatched")
+    )
+    batch = UnpairedBatch(
+        **columns(matched),
+        desirable=torch.tensor([answer["label"] for answer in answers()]),
+        ref_logps=reference_logps(engine, matched),
+        mismatched=Batch(**columns(twins)),
+        mismatched_ref_logps=reference_logps(engine, twins),
+    )
+    return ours.with_reference_point(batch, engine.sequence_logps(batch.mismatched))
+
+
+def run_posttrain(scenario: dict[str, Any]) -> dict[str, Any]:
+    """The same as ``run_trl`` of our engine and algorithms."""
+    from posttrain.types import Role
+
+    ours = algorithm(scenario)
+    engine = make_engine(ours)
+    policy = dict(engine.roles.member(Role.ACTOR).named_parameters())
+    start = {name: weight.detach().clone() for name, weight in policy.items()}
+    online = scenario["trainer"] in ("GRPO", "RLOO")
+    batch, steps = experience(engine, ours) if online else None, []
+    for _ in range(STEPS):
+        engine.accumulate(ours, offline_batch(engine, ours) if batch is None else batch)
+        steps.append(engine.optimizer_step())
+    return {"steps": steps, "weights": MAKER["digest"](policy, start)}
+
+
+def compare() -> int:
+    """Print both sides; 1 where a loss or a gradient norm differs by ``TOLERANCE``, relatively above 1."""
+    torch.set_num_threads(1)
+    fixture = json.loads(FIXTURE.read_text(encoding="utf-8"))
+    print(f"{'':12}{'':14}" + "".join(f"{name:>14}" for name in (f"trl {fixture['versions']['trl']}", "posttrain")))
+    worst = 0.0
+    for name, scenario in fixture["scenarios"].items():
+        found = run_posttrain(scenario)
+        for number, (theirs, own) in enumerate(zip(scenario["steps"], found["steps"], strict=True), start=1):
+            for figure in ("loss", "grad_norm"):
+                print(f"{name:12}{number} {figure:12}{theirs[figure]:14.7f}{own[figure]:14.7f}")
+                worst = max(worst, abs(theirs[figure] - own[figure]) / max(1.0, abs(theirs[figure])))
+    print(f"largest difference: {worst:.1e}")
+    return int(worst > TOLERANCE)
+
+
 if __name__ == "__main__":
-    sys.exit(write_fixture())
+    if sys.argv[1:] not in (["trl"], ["posttrain"]):
+        sys.exit(__doc__)
+    sys.exit(write_fixture() if sys.argv[1] == "trl" else compare())
