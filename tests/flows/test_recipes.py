@@ -18,18 +18,37 @@ AFTER = {
     "sft_full": (),
     "sft_text": (),
     "rm": ("sft",),
+    "dpo": ("sft",),
+    "orpo": (),
+    "kto": ("sft",),
+    "grpo": ("sft",),
+    "rloo": ("sft", "rm"),
     "ppo": ("sft", "rm"),
     "ppo_adapter_critic": ("sft", "rm"),
     "ppo_execution": ("sft",),
     "ppo_full": ("sft_full", "sft", "rm"),
+    "label": ("sft", "rm"),
     "export": ("ppo",),
     "predict": ("export",),
     "eval_sql": ("sft", "rm", "ppo"),
 }
 """Recipe -> the recipes whose results it starts from, as its comment says."""
 
-COMMANDS = {"export": ("export",), "predict": ("generate", "chat"), "eval_sql": ("eval",)}
-ADAPTERS = ("pt", "sft", "sft_text", "rm", "ppo", "ppo_adapter_critic", "ppo_execution")
+COMMANDS = {"label": ("label",), "export": ("export",), "predict": ("generate", "chat"), "eval_sql": ("eval",)}
+ADAPTERS = (
+    "pt",
+    "sft",
+    "sft_text",
+    "rm",
+    "dpo",
+    "orpo",
+    "kto",
+    "grpo",
+    "rloo",
+    "ppo",
+    "ppo_adapter_critic",
+    "ppo_execution",
+)
 COUNTS = {"pretrain": 30, "pretrain_heldout": 4, "sft": 20, "pairs": 16, "prompts": 32, "heldout": 4}
 
 
@@ -45,6 +64,7 @@ def run(recipes, tiny_llama, tmp_path_factory):
     from posttrain.evaluate.run import evaluate
     from posttrain.models.export import export_model
     from posttrain.serve.generate import generate as predict
+    from posttrain.serve.label import label
     from posttrain.train.run import train
 
     place, before, done = tmp_path_factory.mktemp("recipes"), Path.cwd(), set()
@@ -54,7 +74,7 @@ def run(recipes, tiny_llama, tmp_path_factory):
         num_heldout_pairs=4,
         **{f"num_{name}": count for name, count in COUNTS.items()},
     )
-    starts = {"export": export_model, "generate": predict, "eval": evaluate, "train": train}
+    starts = {"export": export_model, "generate": predict, "label": label, "eval": evaluate, "train": train}
 
     def start(name):
         if name in done:
@@ -127,6 +147,14 @@ def test_the_merged_model_answers_the_held_out_questions(run, recipes):
     assert {"prompt", "predict", "label", "db", "kind"} <= set(rows[0])
     model = ChatModel(load_config(recipes / "predict.yaml", ["max_new_tokens=4"], command="chat"))
     assert len(model.chat([{"role": "user", "content": "How many?"}])) == 1
+
+
+def test_the_reward_model_labels_the_sft_models_answers(run):
+    place = run("label") / "saves" / "label"
+    results = json.loads((place / "label_results.json").read_text(encoding="utf-8"))
+    rows = [json.loads(line) for line in (place / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert 0 < len(rows) == results["label_num_pairs"] <= 2 * results["label_num_rows"] <= 2 * COUNTS["prompts"]
+    assert all(row["margin"] > 0.1 for row in rows)
 
 
 def test_the_sql_of_three_models_is_run(run):

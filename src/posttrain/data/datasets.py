@@ -29,7 +29,7 @@ from posttrain.data.template import EncodedRow, Template
 from posttrain.data.unpaired import (
     EncodedAnswer,
     encode_unpaired,
-    unpaired_example,
+    unpaired_examples,
     with_mismatched,
 )
 from posttrain.errors import UserError
@@ -129,7 +129,8 @@ def read_examples(
             where = f"{spec.path}, row {number}"
             report.rows_read += 1
             try:
-                examples.append(make(row, where))
+                made = make(row, where)
+                examples += made if isinstance(made, tuple) else (made,)
             except UnusableRowError as unusable:
                 report.drop(unusable.reason, where)
     return examples
@@ -198,13 +199,13 @@ def encode_examples(
 
 def _maker(
     layout: Layout, stage: str, text_column: str | None, margin_column: str | None
-) -> Callable[[dict[str, Any], str], Example]:
+) -> Callable[[dict[str, Any], str], Example | tuple[Example, ...]]:
     if stage == "pt" or (stage == "sft" and text_column is not None):
         return lambda row, where: text_example(row, layout, where, text_column)
     if stage == "sft":
         return lambda row, where: chat_example(row, layout, where)
     if stage == "kto":
-        return lambda row, where: unpaired_example(row, layout, where)
+        return lambda row, where: unpaired_examples(row, layout, where)
     if stage in PAIR_STAGES:
         return lambda row, where: pair_example(row, layout, where, margin_column)
     return lambda row, where: prompt_example(row, layout, where)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from posttrain.data.encode import encode_answers
-from posttrain.data.formats import Layout, UnpairedExample, UnusableRowError, chat_example
+from posttrain.data.formats import Layout, UnpairedExample, UnusableRowError, chat_example, pair_example
 from posttrain.data.template import EncodedRow, Template
 from posttrain.errors import UserError
 
@@ -32,20 +32,25 @@ class EncodedAnswer:
         return max(len(self.row), len(self.mismatched))
 
 
-def unpaired_example(row: Mapping[str, Any], layout: Layout, where: str) -> UnpairedExample:
-    """The row's last answer with its label, from the column ``kto_tag`` (or ``label``).
+def unpaired_examples(row: Mapping[str, Any], layout: Layout, where: str) -> tuple[UnpairedExample, ...]:
+    """The row's last answer with its label, from the column ``kto_tag`` (or ``label``); a pair is a good and a bad one.
 
     Raises:
         UserError: if a column is missing or malformed.
-        UnusableRowError: if the answer is empty.
+        UnusableRowError: if the answer is empty, or both answers of a pair are the same.
     """
     named = layout.columns.get("kto_tag")
     column = named or next((name for name in LABEL_COLUMNS if name in row), None)
+    if column is None and "chosen" in layout.columns:
+        pair = pair_example(row, layout, where, None)
+        sides = ((pair.chosen, True), (pair.rejected, False))
+        return tuple(
+            UnpairedExample(prompt=pair.prompt, answer=answer, desirable=good, where=where) for answer, good in sides
+        )
     if column is None or column not in row:
-        advice = " Rows with `chosen` and `rejected` train with stage: dpo." if "chosen" in layout.columns else ""
         raise UserError(
             f"{where}: no column {named or 'kto_tag'!r} (found: {', '.join(map(str, row)) or 'none'}). Stage kto needs "
-            f"true for a good answer and false for a bad one.{advice}"
+            "true for a good answer and false for a bad one, or rows with `chosen` and `rejected`."
         )
     text = str(row[column]).strip().lower()
     if text not in _GOOD + _BAD:
@@ -53,9 +58,8 @@ def unpaired_example(row: Mapping[str, Any], layout: Layout, where: str) -> Unpa
     chat = chat_example(row, layout, where)
     if not chat.messages[-1].content:
         raise UnusableRowError("empty answer")
-    return UnpairedExample(
-        prompt=chat.messages[:-1], answer=chat.messages[-1].content, desirable=text in _GOOD, where=where
-    )
+    answer = chat.messages[-1].content
+    return (UnpairedExample(prompt=chat.messages[:-1], answer=answer, desirable=text in _GOOD, where=where),)
 
 
 def encode_unpaired(example: UnpairedExample, template: Template, cutoff_len: int) -> tuple[EncodedAnswer, bool]:
@@ -72,7 +76,7 @@ def encode_unpaired(example: UnpairedExample, template: Template, cutoff_len: in
 
 
 def with_mismatched(answers: Sequence[EncodedAnswer], cutoff_len: int) -> list[EncodedAnswer]:
-    """Each prompt with the answer of the next row; the last one with the answer of the first.
+    """Each prompt with the answer of the next row that has another prompt; after the last row comes the first.
 
     Raises:
         UserError: if all answers are good, or all are bad: there is nothing to tell apart.
@@ -84,14 +88,22 @@ def with_mismatched(answers: Sequence[EncodedAnswer], cutoff_len: int) -> list[E
             f"all {len(answers)} answers are {only}: stage kto learns from good and bad ones. Add rows of the other "
             "kind; good answers alone train with stage: sft."
         )
-    following = [*answers[1:], answers[0]]
-    return [
-        replace(answer, mismatched=_exchanged(answer.row, other.row, cutoff_len))
-        for answer, other in zip(answers, following, strict=True)
-    ]
+    prompts = [answer.row.input_ids[: _start(answer.row)] for answer in answers]
+    count = len(answers)
+    twins = []
+    for i, answer in enumerate(answers):
+        later = ((i + step) % count for step in range(1, count))
+        other = next((j for j in later if prompts[j] != prompts[i]), (i + 1) % count)
+        twins.append(replace(answer, mismatched=_exchanged(answer.row, answers[other].row, cutoff_len)))
+    return twins
+
+
+def _start(row: EncodedRow) -> int:
+    """Where the answer begins."""
+    return row.loss_mask.index(True)
 
 
 def _exchanged(row: EncodedRow, other: EncodedRow, cutoff_len: int) -> EncodedRow:
-    prompt = row.input_ids[: row.loss_mask.index(True)]
-    answer = other.input_ids[other.loss_mask.index(True) :][: max(cutoff_len - len(prompt), 1)]
+    prompt = row.input_ids[: _start(row)]
+    answer = other.input_ids[_start(other) :][: max(cutoff_len - len(prompt), 1)]
     return EncodedRow([*prompt, *answer], [False] * len(prompt) + [True] * len(answer))
