@@ -35,6 +35,15 @@ CASES = {
         2,
         {**UNEVEN, **PPO, "num_return_sequences": 2, "critic": "adapter", "val_size": 3, "save_steps": 2},
     ),
+    "ppo, several rewards": (
+        2,
+        "ppo",
+        2,
+        {
+            **{"reward_funcs": ["length:8-12", "repetition:1"], "reward_weights": [1, 0.5, 0.5], "max_steps": 3},
+            **{"reward_part_norm": "batch", "reward_part_clip": 1.5},
+        },
+    ),
     "sft, a last step of one row": (3, "sft", 1, {"val_size": 2}),
     "ppo, two prompts for three": (3, "ppo", 2, {"num_return_sequences": 3, "entropy_coef": 0.01, "max_steps": 3}),
 }
@@ -214,3 +223,29 @@ def test_a_command_that_cannot_be_shared_says_so_once(tmp_path) -> None:
     assert (first[0], second[0]) == (2, 2)
     assert first[2].count("posttrain export is one process: start it without torchrun") == 1
     assert second[2] == ""
+
+
+ONE_FAILS = """
+import os
+calls = []
+
+def score(completions):
+    calls.append(1)
+    late = len(calls) == 3 and os.environ["RANK"] == "1"
+    return [float("nan") if late else len(text) for text in completions]
+"""
+
+
+@pytest.mark.slow
+def test_completions_that_one_process_cannot_score_stop_all_with_a_checkpoint(tiny_config, tmp_path) -> None:
+    (tmp_path / "mine.py").write_text(ONE_FAILS, encoding="utf-8")
+    keys = {"reward_model": None, "reward_funcs": f"{tmp_path / 'mine.py'}:score", "max_steps": 5, "save_steps": 100}
+    flat = tiny_config("ppo", tmp_path / "out", **keys).to_flat()
+    (tmp_path / "run.json").write_text(json.dumps(flat), encoding="utf-8")
+    ended = ends(launch(2, "-m", "posttrain", "train", str(tmp_path / "run.json")))
+    assert [status for status, _, _ in ended] == [1, 1]
+    errors = [line for _, _, text in ended for line in text.splitlines() if "error:" in line]
+    assert len(errors) == 1
+    assert "mine.py:score gave nan for completion 1 of 4" in errors[0]
+    assert errors[0].endswith("The last good checkpoint is checkpoint-2: continue with resume_from_checkpoint: true")
+    assert (tmp_path / "out" / "checkpoint-2" / "trainer_state.json").is_file()

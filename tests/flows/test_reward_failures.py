@@ -96,6 +96,7 @@ def lines(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_leaves_a_checkpoint_from_which_the_run_becomes_the_undisturbed_one(
     place, run_here, start_scorer, tmp_path, monkeypatch
 ) -> None:

@@ -84,8 +84,8 @@ def _numbers(reward: RewardConfig, parts: list[str]) -> Iterator[tuple[str, str]
     if len(clips) > 1 and len(clips) != len(parts):
         yield (
             "reward_part_clip",
-            f"`reward_part_clip` has {len(clips)} numbers, but the reward has {len(parts)}: {', '.join(parts)}; give one "
-            "for all or one for each",
+            f"`reward_part_clip` has {len(clips)} numbers, but the reward has {len(parts)}: {', '.join(parts)}; give "
+            "one for all or one for each",
         )
     if any(clip < 0 for clip in clips):
         yield "reward_part_clip", "`reward_part_clip` must not be below 0; a part is clipped on both sides"
