@@ -8,6 +8,7 @@ from posttrain.config.defaults import stage_defaults
 from posttrain.config.options import type_label
 from posttrain.config.renamed import RENAMED
 from posttrain.config.run import GROUPS, KEYS, Key
+from posttrain.config.stages import ONLINE_STAGES
 
 _TITLES = {
     "model": "Model",
@@ -18,6 +19,7 @@ _TITLES = {
     "preference": "Preferences",
     "online": "Online stages",
     "ppo": "PPO",
+    "alarms": "Alarms",
     "generation": "Generation",
     "train": "Training run",
     "export": "Export",
@@ -48,8 +50,8 @@ _PIPELINE = """
 | `output_dir` | Folder of everything it writes; a stage writes to `<output_dir>/<stage name>` by default. |
 | `prepare` | Data to generate first: a list of `generator`, `output`, `seed` and the generator's own keys. |
 | `defaults` | Flat keys that every stage takes. |
-| `stages` | A list; each item has `name`, `stage` (pt, sft, rm, ppo, export, evaluate, generate) and flat keys, \
-or `config` with a file beside the pipeline's that holds them. |
+| `stages` | A list; each item has `name`, `stage` (a training stage, or export, evaluate, generate, label) and flat \
+keys, or `config` with a file beside the pipeline's that holds them. |
 
 `${sft.output_dir}`, and any other key of an earlier stage, can be used in a value, as can `${output_dir}`, `${name}`
 and `${prepare.text2sql.output}`. On the command line `sft.learning_rate=1e-4` overrides a key of one stage,
@@ -66,10 +68,11 @@ def reference_markdown() -> str:
         )
         parts += [_row(key) for key in KEYS.values() if key.group == group]
     parts.append(
-        "\n## Defaults of stage ppo\n\nWhere a file leaves these out, stage ppo samples from the policy itself.\n\n"
+        "\n## Defaults of the stages\n\nWhere a file leaves these out. The stages that sample take their completions "
+        "from the policy itself: temperature 1, nothing cut off.\n\n| stage | key | default there |\n|---|---|---|\n"
     )
-    parts.append("| key | default in stage ppo |\n|---|---|\n")
-    parts += [f"| `{key}` | {_written(value)} |\n" for key, value in stage_defaults("ppo").items()]
+    for stage in ONLINE_STAGES:
+        parts += [f"| {stage} | `{key}` | {_written(value)} |\n" for key, value in stage_defaults(stage).items()]
     parts.append(
         "\n## Former names\n\nRead as the key that they became, with a note.\n\n| written | read as |\n|---|---|\n"
     )

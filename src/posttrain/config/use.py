@@ -10,17 +10,17 @@ from posttrain.config.options import option
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """How completions are drawn, in chat, generate, evaluation and in the rollouts of stage ppo."""
+    """How completions are drawn, in chat, generate, evaluation and in rollouts."""
 
     do_sample: bool = option(
         True, help="Draw tokens at random; false, as in `posttrain eval`, always takes the most probable one."
     )
-    temperature: float = option(0.95, help="Divides the logits; 1.0 in stage ppo.", above=0)
+    temperature: float = option(0.95, help="Divides the logits; 1.0 in stages that sample.", above=0)
     top_p: float = option(
-        0.7, help="Keep the most probable tokens up to this mass; 1.0 in stage ppo.", above=0, maximum=1
+        0.7, help="Keep the most probable tokens up to this mass; 1.0 in stages that sample.", above=0, maximum=1
     )
     top_k: int = option(
-        50, help="Keep this many of the most probable tokens; 0 keeps all, as stage ppo does.", minimum=0
+        50, help="Keep this many of the most probable tokens; 0 keeps all, as stages that sample do.", minimum=0
     )
     min_p: float = option(
         0.0, help="Keep tokens at least this probable relative to the best one; 0 is off.", minimum=0, maximum=1
