@@ -1,5 +1,6 @@
 """Flat configuration files to small frozen dataclasses, with errors that say what to write instead."""
 
+from posttrain.config.alarms import AlarmConfig
 from posttrain.config.defaults import stage_defaults
 from posttrain.config.loader import load_config
 from posttrain.config.method import MethodConfig, PreferenceConfig, RewardModelConfig
@@ -15,6 +16,7 @@ from posttrain.config.use import EvalConfig, ExportConfig, GenerationConfig, Pre
 
 __all__ = [
     "KEYS",
+    "AlarmConfig",
     "Command",
     "DataConfig",
     "EvalConfig",

@@ -27,15 +27,15 @@ def judge_problems(config: RunConfig) -> Iterator[tuple[str, str]]:
 
 
 def judged_reward_problems(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """What keeps `reward_funcs: judge` from working."""
-    if "judge" not in config.reward.reward_funcs:
+    """What keeps `judge` among `reward_funcs` or `alarm_reward_funcs` from working."""
+    if "judge" not in (*config.reward.reward_funcs, *config.alarms.alarm_reward_funcs):
         return
     yield from judge_problems(config)
     if config.judge.judge and not is_url(config.judge.judge):
         yield (
             "judge",
-            "`judge` must be the URL of a server where `reward_funcs` holds judge; the folder of a reward model "
-            "belongs into `reward_model`",
+            "`judge` must be the URL of a server where `reward_funcs` or `alarm_reward_funcs` holds judge; the folder "
+            "of a reward model belongs into `reward_model`",
         )
 
 

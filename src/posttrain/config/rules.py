@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from posttrain.config.alarm_rules import alarm_cautions, alarm_problems
 from posttrain.config.defaults import stage_defaults
 from posttrain.config.judge_rules import judged_reward_problems, label_problems
 from posttrain.config.reward_rules import reward_problems
@@ -30,7 +31,7 @@ def problems(config: RunConfig, command: Command) -> list[Finding]:
     if command == "export":
         rules += [_export]
     if command == "train":
-        rules += [judged_reward_problems]
+        rules += [judged_reward_problems, alarm_problems]
     if command == "label":
         rules += [label_problems]
     return [finding for rule in rules for finding in rule(config)]
@@ -41,6 +42,7 @@ def cautions(config: RunConfig, command: Command) -> list[str]:
     rules: list[Callable[[RunConfig], Iterator[str]]] = [_legacy_export]
     if command == "train":
         rules += [_foreign_stage, _batching, _sampling, _small_beta, _double_warmup, _predict, _save_only]
+        rules += [alarm_cautions]
     if command == "loop":
         rules += [_sampling, _double_warmup]
     return [sentence for rule in rules for sentence in rule(config)]

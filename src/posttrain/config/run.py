@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from posttrain.config.alarms import AlarmConfig
 from posttrain.config.judge import JudgeConfig
 from posttrain.config.method import MethodConfig, PreferenceConfig, RewardModelConfig
 from posttrain.config.model import DataConfig, ModelConfig
@@ -27,6 +28,7 @@ GROUPS: Mapping[str, type] = {
     "preference": PreferenceConfig,
     "online": OnlineConfig,
     "ppo": PPOConfig,
+    "alarms": AlarmConfig,
     "generation": GenerationConfig,
     "train": TrainConfig,
     "export": ExportConfig,
@@ -91,6 +93,7 @@ class RunConfig:
     preference: PreferenceConfig
     online: OnlineConfig
     ppo: PPOConfig
+    alarms: AlarmConfig
     generation: GenerationConfig
     train: TrainConfig
     export: ExportConfig

@@ -17,6 +17,7 @@ GROUP_STAGES: Mapping[str, tuple[str, ...]] = {
     "preference": ("dpo", "kto", "online_dpo"),
     "reward": ONLINE_STAGES,
     "online": ONLINE_STAGES,
+    "alarms": ONLINE_STAGES,
     "ppo": ("ppo",),
 }
 """Groups of keys that concern some stages only."""

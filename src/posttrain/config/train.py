@@ -71,7 +71,9 @@ class TrainConfig:
     eval_steps: int | None = option(None, help="Steps between evaluations; null is `logging_steps`.", minimum=1)
     load_best_model_at_end: bool = option(False, help="Keep the best checkpoint and end with it.")
     metric_for_best_model: str | None = option(
-        None, help="Metric that decides; null is eval_loss, in stage ppo eval_reward."
+        None,
+        help="Metric that decides; null is eval_loss, in stages that sample eval_reward, or "
+        "eval_judge_reward where `alarm_reward_funcs` are set.",
     )
     greater_is_better: bool | None = option(None, help="Whether more is better; null is false for a loss, else true.")
     early_stopping_steps: int | None = option(
