@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import time
 import pytest
 import yaml
 
-PROMPTS = [{"instruction": f"name a fruit like number {n}", "input": "", "output": ""} for n in range(20)]
+PROMPTS = [{"instruction": f"name a fruit like number {n}", "input": "", "output": ""} for n in range(80)]
 SAMPLING = {"num_return_sequences": 3, "max_new_tokens": 8, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
 
 
@@ -23,7 +24,14 @@ def place(tmp_path, tiny_llama):
     (tmp_path / "prompts.json").write_text(json.dumps(PROMPTS), encoding="utf-8")
     values = {
         **{"model_name_or_path": str(tiny_llama), "dataset": "prompts.json", "output_file": "out/pairs.jsonl"},
-        **{"judge_model": "referee", "judge_concurrency": 2, "seed": 1, "cutoff_len": 64, **SAMPLING},
+        **{
+            "judge_model": "referee",
+            "judge_concurrency": 2,
+            "judge_max_pairs": 1,
+            "seed": 1,
+            "cutoff_len": 64,
+            **SAMPLING,
+        },
     }
     (tmp_path / "label.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     return tmp_path
@@ -52,6 +60,13 @@ def wait_until(holds, process, seconds=200.0):
         time.sleep(0.005)
 
 
+def killed(process, when):
+    wait_until(when, process)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    process.stdout.close()
+
+
 def journal_lines(path):
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
@@ -65,34 +80,22 @@ def test_a_killed_labelling_goes_on_and_ends_with_the_same_bytes(place, judge_se
     assert status == 0, said
 
     # killed while it samples
-    server = judge_server(longer)
-    process = start(place, "label", "label.yaml", f"judge={server.url}")
-    wait_until(lambda: journal_lines(out / "pairs.answers.jsonl") > 1, process)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    process.stdout.close()
-
-    # killed while it judges: the server stops answering, so that questions are under way at that moment
-    goes_on = threading.Event()
-    goes_on.set()
+    numbers, goes_on = itertools.count(), threading.Event()
 
     def reply(question):
-        if len(halting.asked) > 30:
-            goes_on.clear()
-        goes_on.wait(60)
+        if next(numbers) >= 30:
+            goes_on.wait(300)
         return longer(question)
 
     halting = judge_server(reply)
-    process = start(place, "label", "label.yaml", f"judge={server.url}")
-    process.send_signal(signal.SIGKILL)  # before it has begun anything
-    process.wait()
-    process.stdout.close()
     moved = f"judge={halting.url}"
+    killed(start(place, "label", "label.yaml", moved), lambda: journal_lines(out / "pairs.answers.jsonl") > 1)
+    assert journal_lines(out / "pairs.answers.jsonl") < len(PROMPTS) + 1
+    assert halting.asked == []
+
+    # killed while it judges, two questions under way, to which the server does not answer
     process = start(place, "label", "label.yaml", moved)
-    wait_until(lambda: len(halting.asked) > 31, process)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    process.stdout.close()
+    killed(process, lambda: len(halting.asked) == 32 and journal_lines(out / "pairs.verdicts.jsonl") == 31)
     assert not (out / "pairs.jsonl").exists()
     answered = [json.loads(line) for line in (out / "pairs.verdicts.jsonl").read_bytes().split(b"\n")[1:] if line]
     assert len(answered) == 30

@@ -33,6 +33,8 @@ if command == "train":
     results.write_text(json.dumps({"stopped_at_step": 2}), encoding="utf-8")
 elif command == "export":
     (folder / "config.json").write_text("{}", encoding="utf-8")
+elif command == "label" and not status:
+    (folder / "preference_pairs.jsonl").write_text("{}", encoding="utf-8")
 else:
     (folder / "eval_results.json").write_text(json.dumps({"task": "loss", "variants": {}}), encoding="utf-8")
 sys.exit(status)
@@ -153,6 +155,25 @@ stages:
     bench.run()
     assert [line.endswith(("there already", "done already")) for line in bench.said[:4]] == [True] * 4
     assert bench.calls == {}
+
+
+def test_labels_are_made_once_continued_by_themselves_and_begun_anew_for_another_model(bench):
+    text = PIPELINE.replace("OUT", bench.out.as_posix()).partition("  - {name: other")[0] + (
+        '  - {name: pairs, stage: label, dataset: chat.json, adapter_name_or_path: "${sft.output_dir}", judge: j}\n'
+        '  - {name: rm, stage: rm, dataset: "${pairs.output_dir}/preference_pairs.jsonl"}\n'
+    )
+    bench.path.write_text(text, encoding="utf-8")
+    bench.tell(pairs=1)
+    with pytest.raises(RunError, match="stage pairs failed"):
+        bench.run()
+    bench.tell()
+    bench.run()
+    assert bench.calls == {"pairs": ("label", []), "rm": ("train", [])}
+    bench.run()
+    assert bench.calls == {}
+    bench.run("sft.learning_rate=2e-4")
+    assert bench.calls["pairs"] == ("label", ["overwrite_output_dir=true"])
+    assert list(bench.calls) == ["sft", "pairs", "rm"]
 
 
 def test_how_a_run_is_shown_is_no_change(bench):

@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, Command] = {
     "export": "export",
     "evaluate": "eval",
     "generate": "generate",
+    "label": "label",
 }
 """Kinds of stages, and the command whose keys each takes."""
 

@@ -47,7 +47,7 @@ class StageResults:
 
     @property
     def kind(self) -> str:
-        """pt, sft, rm, ppo, export, evaluate or generate."""
+        """pt, sft, rm, ppo, export, evaluate, generate or label."""
         return self.stage.kind
 
     def curve(self, key: str) -> tuple[list[float], list[float]]:

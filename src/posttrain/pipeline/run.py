@@ -165,7 +165,7 @@ def _start(stage: PipelineStage, record: Record | None, continues: bool) -> list
     """Overrides that say how a stage treats what lies in its folder."""
     if stage.command == "train" and continues:
         return ["resume_from_checkpoint=true"]
-    if stage.command not in ("train", "export") or not _is_ours(stage, record):
+    if stage.command not in ("train", "export", "label") or not _is_ours(stage, record):
         return []
     return ["overwrite_output_dir=true", *(["resume_from_checkpoint=false"] if stage.command == "train" else [])]
 
@@ -194,6 +194,8 @@ def _result(stage: PipelineStage) -> Path:
         return folder / "all_results.json"
     if stage.command == "eval":
         return folder / "eval_results.json"
-    if stage.command == "generate" and stage.values.get("output_file"):
+    if stage.command in ("generate", "label") and stage.values.get("output_file"):
         return Path(str(stage.values["output_file"])).expanduser()
+    if stage.command == "label":
+        return folder / "preference_pairs.jsonl"
     return folder / "config.json" if stage.command == "export" else folder
