@@ -62,6 +62,17 @@ def test_a_perfect_and_a_useless_critic() -> None:
     assert experience_statistics(batch(values=torch.full((2, 3), 7.0)), "k1")["explained_variance"] == 0.0
 
 
+def test_without_a_critic_the_advantages_are_what_they_are() -> None:
+    # 1, 3 and 5 on trained tokens: variance 4; one of two rows trains
+    advantages = torch.tensor([[math.nan, 1.0, 3.0], [math.nan, 5.0, math.nan]])
+    found = experience_statistics(batch(values=None, returns=None, advantages=advantages), "k1")
+    assert found["advantage_std"] == 2.0
+    assert not {"explained_variance", "value_mean", "return_mean", "trained_share"} & found.keys()
+    trains = torch.tensor([True, False])
+    chosen = experience_statistics(batch(values=None, returns=None, advantages=advantages, trains=trains), "k1")
+    assert chosen == {**found, "trained_share": 0.5}
+
+
 def test_no_statistic_is_ever_nan() -> None:
     zeros = torch.zeros(2, 3)
     alone = batch(values=zeros, returns=zeros).rows(torch.tensor([1]))
