@@ -68,6 +68,10 @@ class Batch:
                 changes[field.name] = column[index, :width] if column.dim() == 2 else column[index]
         return dataclasses.replace(self, **changes)
 
+    def units(self, together: int) -> list[range]:
+        """Neighbouring rows that are never cut apart; ``together`` is how many where the table does not know."""
+        return [range(start, start + together) for start in range(0, len(self), together)]
+
     def with_columns(self, **columns: Any) -> Self:
         """The same table with these columns filled in."""
         return dataclasses.replace(self, **columns)
@@ -97,6 +101,24 @@ class PreferenceBatch(Batch):
         pairs = index[::2] // 2
         bare = super(PreferenceBatch, dataclasses.replace(self, margins=None)).rows(index)
         return dataclasses.replace(bare, margins=self.margins[pairs])
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankingBatch(Batch):
+    """Rankings: the answers to one prompt are neighbours, the best first.
+
+    Attributes:
+        ranking: [B] int64, equal on the rows of one ranking.
+        weight: [B], of a pair of this ranking beside the number of rows: rankings weigh the same, however long.
+    """
+
+    ranking: Tensor
+    weight: Tensor
+
+    def units(self, together: int) -> list[range]:
+        """The rankings."""
+        starts = [i for i, same in enumerate(self.ranking.diff(prepend=self.ranking[:1] - 1).tolist()) if same]
+        return [range(start, end) for start, end in zip(starts, [*starts[1:], len(self)], strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -105,3 +105,22 @@ def test_all_weights_train_without_a_second_policy_in_memory(stage, tiny_config,
     status, _ = run(tmp_path, values_of(config, **keys))
     assert status == 0, capsys.readouterr().err
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+def test_a_reward_model_from_rankings_of_several_answers(tiny_config, tmp_path, capsys) -> None:
+    rows = [
+        {"prompt": f"name a fruit like {fruit}", "ranked": [f"{fruit}!", fruit, f"no {fruit}", "no"][:size]}
+        for fruit, size in (("fig", 4), ("plum", 3), ("pear", 4), ("lime", 2), ("kiwi", 3), ("date", 4))
+    ]
+    (tmp_path / "rankings.json").write_text(json.dumps(rows), encoding="utf-8")
+    keys = {"max_steps": 3, "save_strategy": "no", "val_size": 2, "max_tokens_per_microbatch": 1}
+    config = tiny_config("rm", tmp_path / "out", **keys)
+    values = values_of(config, **keys) | {"dataset": str(tmp_path / "rankings.json")}
+    status, results = run(tmp_path, values)
+    assert status == 0, capsys.readouterr().err
+    one_by_one = results["train_loss"]
+    path = tmp_path / "whole"
+    path.mkdir()
+    status, results = run(path, values | {"output_dir": str(path / "out"), "max_tokens_per_microbatch": 4096})
+    assert status == 0
+    assert results["train_loss"] == pytest.approx(one_by_one, rel=1e-5)

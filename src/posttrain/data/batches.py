@@ -8,9 +8,10 @@ from collections.abc import Sequence, Sized
 import torch
 
 from posttrain.data.encode import EncodedPair
+from posttrain.data.rankings import EncodedRanking
 from posttrain.data.template import EncodedRow
 from posttrain.data.unpaired import EncodedAnswer
-from posttrain.types import Batch, PreferenceBatch, UnpairedBatch
+from posttrain.types import Batch, PreferenceBatch, RankingBatch, UnpairedBatch
 
 # Rows sorted by length at a time, in batches: enough to find neighbours, few enough to stay random.
 _SORTED_BATCHES = 50
@@ -45,6 +46,26 @@ def collate_pairs(pairs: Sequence[EncodedPair], pad_id: int) -> PreferenceBatch:
     if any(pair.margin is not None for pair in pairs):
         margins = torch.tensor([pair.margin or 0.0 for pair in pairs], dtype=torch.float32)
     return PreferenceBatch(**_columns(rows, pad_id), margins=margins, ref_logps=_ref_logps(pairs))
+
+
+def collate_preferences(items: Sequence[EncodedPair | EncodedRanking], pad_id: int) -> PreferenceBatch | RankingBatch:
+    """Pairs as ``collate_pairs``; where one of them is a ranking, all of them as rankings, pairs being short ones.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    pairs = [item for item in items if isinstance(item, EncodedPair)]
+    if len(pairs) == len(items):
+        return collate_pairs(pairs, pad_id)
+    groups = [(item.chosen, item.rejected) if isinstance(item, EncodedPair) else item.rows for item in items]
+    rows = [row for group in groups for row in group]
+    sizes = torch.tensor([len(group) for group in groups])
+    weights = 2 * len(rows) / (len(groups) * sizes * (sizes - 1))  # [N]
+    return RankingBatch(
+        **_columns(rows, pad_id),
+        ranking=torch.arange(len(groups)).repeat_interleave(sizes),
+        weight=weights.float().repeat_interleave(sizes),
+    )
 
 
 def collate_unpaired(answers: Sequence[EncodedAnswer], pad_id: int) -> UnpairedBatch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from posttrain.data import encode
@@ -15,6 +16,7 @@ from posttrain.data.formats import (
     Layout,
     PairExample,
     PromptExample,
+    RankingExample,
     TextExample,
     UnpairedExample,
     UnusableRowError,
@@ -24,6 +26,7 @@ from posttrain.data.formats import (
     prompt_example,
     text_example,
 )
+from posttrain.data.rankings import EncodedRanking, encode_ranking, is_ranking, pairs_of, ranking_example
 from posttrain.data.sources import read_rows, resolve_dataset
 from posttrain.data.template import EncodedRow, Template
 from posttrain.data.unpaired import (
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
     from posttrain.config import DataConfig
 
 PAIR_STAGES = ("rm", "dpo")
-Encoded = EncodedRow | EncodedPair | EncodedAnswer | EncodedPrompt
+Encoded = EncodedRow | EncodedPair | EncodedRanking | EncodedAnswer | EncodedPrompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,8 +210,18 @@ def _maker(
     if stage == "kto":
         return lambda row, where: unpaired_examples(row, layout, where)
     if stage in PAIR_STAGES:
-        return lambda row, where: pair_example(row, layout, where, margin_column)
+        return partial(_preference, layout=layout, stage=stage, margin_column=margin_column)
     return lambda row, where: prompt_example(row, layout, where)
+
+
+def _preference(
+    row: dict[str, Any], where: str, *, layout: Layout, stage: str, margin_column: str | None
+) -> Example | tuple[Example, ...]:
+    """A pair; of a ranking, stage rm takes the whole, and the others every pair in it."""
+    if not is_ranking(row, layout):
+        return pair_example(row, layout, where, margin_column)
+    ranking = ranking_example(row, layout, where)
+    return ranking if stage == "rm" else pairs_of(ranking)
 
 
 def _encode(
@@ -226,6 +239,9 @@ def _encode(
     if isinstance(example, PairExample):
         pair, cut = encode.encode_pair(example, template, data.cutoff_len)
         return pair, cut, all(_is_closed(row, template) for row in (pair.chosen, pair.rejected))
+    if isinstance(example, RankingExample):
+        ranking, cut = encode_ranking(example, template, data.cutoff_len)
+        return ranking, cut, all(_is_closed(row, template) for row in ranking.rows)
     if isinstance(example, UnpairedExample):
         answer, cut = encode_unpaired(example, template, data.cutoff_len)
         return answer, cut, _is_closed(answer.row, template)

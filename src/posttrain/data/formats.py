@@ -12,7 +12,7 @@ from posttrain.errors import UserError
 ChatRole = Literal["system", "user", "assistant", "tool"]
 
 PROMPT_COLUMNS = ("instruction", "prompt", "query", "question")
-RESPONSE_COLUMNS = ("output", "response", "answer", "completion")
+RESPONSE_COLUMNS = ("output", "response", "answer", "completion", "ranked")
 MESSAGE_COLUMNS = ("messages", "conversations", "conversation")
 UNSUPPORTED_COLUMNS = ("tools", "images", "videos", "audios")
 OPTIONAL_COLUMNS = ("system", "history", *UNSUPPORTED_COLUMNS)
@@ -106,7 +106,16 @@ class UnpairedExample:
     where: str = field(default="", compare=False)
 
 
-Example = TextExample | ChatExample | PairExample | PromptExample | UnpairedExample
+@dataclass(frozen=True, kw_only=True)
+class RankingExample:
+    """Answers to one prompt, no two the same, from the best to the worst."""
+
+    prompt: Messages
+    answers: tuple[str, ...]
+    where: str = field(default="", compare=False)
+
+
+Example = TextExample | ChatExample | PairExample | PromptExample | UnpairedExample | RankingExample
 
 
 class UnusableRowError(Exception):

@@ -26,15 +26,14 @@ def microbatches(batch: B, max_tokens: int, *, together: int = 1) -> list[B]:
         batch: a multiple of ``together`` rows. max_tokens: the limit.
         together: neighbouring rows that stay together, such as the two of a pair.
     """
-    unit = together
     lengths = batch.lengths.tolist()
     rows = [tuple(ids[:n]) for ids, n in zip(batch.input_ids.tolist(), lengths, strict=True)]
-    units = sorted(range(0, len(rows), unit), key=lambda first: rows[first : first + unit])
+    units = sorted(batch.units(together), key=lambda unit: rows[unit.start : unit.stop])
     cuts: list[list[int]] = []
     cost = max_tokens + 1
     previous: tuple[int, ...] = ()
-    for first in units:
-        members = range(first, first + unit)
+    for members in units:
+        first = members.start
         added = sum(len(rows[i]) - _shared(rows[i], previous if i == first else rows[i - 1]) for i in members)
         if cost + added > max_tokens:
             cuts.append([])

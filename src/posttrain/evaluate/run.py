@@ -108,7 +108,7 @@ def _measure(
 def _stage(config: RunConfig, task: str) -> str:
     """How the rows of a task are read; perplexity is of documents unless the configuration names a stage."""
     if task == "reward":
-        return "rm"
+        return "dpo"  # of a ranking every pair
     if task == "sql":
         return "ppo"
     named = config.method.stage if "stage" in config.sources else None

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from posttrain.algorithms import PPO, OnlineAlgorithm, PretrainingLoss
 from posttrain.algorithms.running import reward_std, with_rewards
 from posttrain.config import is_online
-from posttrain.data.batches import collate, collate_pairs, collate_unpaired, lengths_of
+from posttrain.data.batches import collate, collate_pairs, collate_preferences, collate_unpaired, lengths_of
 from posttrain.data.datasets import load_dataset
 from posttrain.data.template import pad_token_id
 from posttrain.errors import UserError
@@ -33,7 +33,7 @@ from posttrain.types import AlgorithmState, Role, RolloutBatch
 GATE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 
-_COLLATE: Mapping[str, Callable[..., Any]] = {"rm": collate_pairs, "dpo": collate_pairs, "kto": collate_unpaired}
+_COLLATE: Mapping[str, Callable[..., Any]] = {"rm": collate_preferences, "dpo": collate_pairs, "kto": collate_unpaired}
 
 
 class Stage(Protocol):
