@@ -30,12 +30,14 @@ STEPS, PAIRS, ANSWERS, PROMPTS, GROUP, MAX_LENGTH = 2, 4, 6, 2, 4, 8
 OPTIMIZER = {"learning_rate": 3e-3, "max_grad_norm": 1.0}
 # The second step goes over the same experience, so that ratios leave 1 and are clipped.
 ONLINE = {"num_generations": GROUP, "num_iterations": STEPS, "temperature": 1.0, "epsilon": 0.2}
+# By default TRL 1.16 multiplies the KL in the loss by the ratio; GRPO's paper does not, nor do we.
+PLAIN_KL = {"use_bias_correction_kl": False}
 SCENARIOS: dict[str, dict[str, Any]] = {
     "dpo": {"trainer": "DPO", "settings": {"beta": 0.3}},
     "dpo_ipo": {"trainer": "DPO", "settings": {"beta": 0.3, "loss_type": ["ipo"]}},
     "dpo_robust": {"trainer": "DPO", "settings": {"beta": 0.3, "loss_type": ["robust"], "label_smoothing": 0.1}},
     "kto": {"trainer": "KTO", "settings": {"beta": 0.3, "desirable_weight": 1.2, "undesirable_weight": 0.8}},
-    "grpo": {"trainer": "GRPO", "settings": {**ONLINE, "loss_type": "grpo", "beta": 0.04}},
+    "grpo": {"trainer": "GRPO", "settings": {**ONLINE, "loss_type": "grpo", "beta": 0.04, **PLAIN_KL}},
     "dr_grpo": {
         "trainer": "GRPO",
         "settings": {
@@ -78,8 +80,8 @@ def answers() -> list[dict[str, Any]]:
     """Prompts and an answer each, good or bad; beside it the answer to the prompt before, as TRL mismatches them."""
     rows = [
         {
-            "prompt": tokens(2 + row % 3, 80_000 + 10 * row),
-            "completion": [*tokens(2 + (5 * row) % 6, 80_001 + 10 * row), END],
+            "prompt": tokens(2 + row % 3, 82_000 + 10 * row),
+            "completion": [*tokens(2 + (5 * row) % 6, 82_001 + 10 * row), END],
             "label": row % 3 != 1,
         }
         for row in range(ANSWERS)
