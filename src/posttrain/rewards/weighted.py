@@ -65,6 +65,11 @@ class WeightedReward:
             total += self.weights[name] * (scores.clamp(-clip, clip) if clip else scores)
         return total
 
+    def slope(self, name: str) -> float:
+        """By how much the sum of the last call moves with one point of a part, clips aside."""
+        deviation = float(self.last[name].std(correction=0)) + 1e-8 if self._norm == "batch" else 1.0
+        return self.weights[name] / deviation
+
     def measured(self) -> WeightedReward:
         """The same parts, clips and weights without normalisation over the batch."""
         if self._norm == "none":

@@ -18,7 +18,7 @@ from posttrain.data.datasets import load_dataset
 from posttrain.data.template import pad_token_id
 from posttrain.errors import UserError
 from posttrain.models.forward import is_packed
-from posttrain.rewards import Reward, RoleReward, build_reward
+from posttrain.rewards import Reward, RoleReward, WeightedReward, build_reward
 from posttrain.rollout import Sampler, SamplingParams, SlotSampler
 from posttrain.train import offline, online
 from posttrain.train.dealt import DealtReward, DealtSampler
@@ -129,17 +129,24 @@ class OnlineStage:
         online.fit(self._run, self._parts.plan.total, monitor, self._progress.phase)
 
     def _calibrate_critic(self, batch: RolloutBatch) -> None:
-        """A critic that starts from the reward head is put on the scale of the normalised rewards."""
-        assembly = self._parts.assembly
+        """A critic that starts from the reward head is put on the scale of what it is to predict.
+
+        That is the reward, normalised where PPO does so; of a reward with several parts the head knows its own alone.
+        """
+        assembly, reward = self._parts.assembly, self._run.reward
         normalizes = isinstance(self._algorithm, PPO) and self._algorithm.normalize_rewards
-        if not (assembly.critic_from_reward and normalizes) or batch.rewards is None:
+        own = (batch.reward_parts or {}).get("reward_model")
+        if not assembly.critic_from_reward or batch.rewards is None or not (normalizes or own is not None):
             return
         seen = with_rewards(AlgorithmState(), batch.rewards)
-        std = reward_std(seen) + 1e-8
+        shift, scale = (seen.reward_mean, reward_std(seen) + 1e-8) if normalizes else (0.0, 1.0)
+        slope, center = 1.0, seen.reward_mean
+        if own is not None and isinstance(reward, WeightedReward):
+            slope, center = reward.slope("reward_model"), float(own.mean())
         head = assembly.roles.head("value")
-        with torch.no_grad():
-            head.weight.div_(std)
-            head.bias.sub_(seen.reward_mean).div_(std)
+        with torch.no_grad():  # of a score s: (slope (s - center) + mean - shift) / scale
+            head.weight.mul_(slope / scale)
+            head.bias.sub_(center).mul_(slope / scale).add_((seen.reward_mean - shift) / scale)
 
     def _record(self, iteration: int, batch: RolloutBatch) -> None:
         """Every completion of the iteration into ``completions.jsonl``."""
