@@ -27,24 +27,24 @@ def test_the_page_holds_what_the_predictions_give(proof, request, monkeypatch, c
     proof.main()
     table = capsys.readouterr().out
     seeds = [line for line in table.splitlines() if line.startswith("| seed ")]
-    assert len(seeds) == len(list(proof.KEPT.glob("seed-*.jsonl"))) > 0
+    assert len(seeds) == len(list(proof.KEPT.glob("seed-*.jsonl"))) == 3
 
 
 def test_a_prediction_that_was_changed_changes_the_table(proof, request, tmp_path):
-    kept = request.config.rootpath / "benchmarks" / "results" / "text2sql" / "seed-1.jsonl"
+    kept = request.config.rootpath / "benchmarks" / "results" / "text2sql" / "seed-2.jsonl"
     rows = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
     right = proof.scored(kept)
     assert len(rows) >= 300
     place = right.right["ppo"].index(1.0)
     rows[place]["ppo"] = "SELECT 1 WHERE 0"
-    (tmp_path / "seed-1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    wrong = proof.scored(tmp_path / "seed-1.jsonl")
+    (tmp_path / "seed-2.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    wrong = proof.scored(tmp_path / "seed-2.jsonl")
     assert sum(right.right["ppo"]) - sum(wrong.right["ppo"]) == 1
     assert right.right["sft"] == wrong.right["sft"]
 
 
 def test_questions_that_the_generator_does_not_make_are_refused(proof, request, tmp_path):
-    kept = request.config.rootpath / "benchmarks" / "results" / "text2sql" / "seed-1.jsonl"
-    (tmp_path / "seed-4.jsonl").write_text(kept.read_text(encoding="utf-8"), encoding="utf-8")
-    with pytest.raises(SystemExit, match="not those that the generator makes from seed 4"):
-        proof.scored(tmp_path / "seed-4.jsonl")
+    kept = request.config.rootpath / "benchmarks" / "results" / "text2sql" / "seed-2.jsonl"
+    (tmp_path / "seed-9.jsonl").write_text(kept.read_text(encoding="utf-8"), encoding="utf-8")
+    with pytest.raises(SystemExit, match="not those that the generator makes from seed 9"):
+        proof.scored(tmp_path / "seed-9.jsonl")
