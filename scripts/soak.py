@@ -144,8 +144,10 @@ class Soak:
         last = attempt.out / f"checkpoint-{self.steps}"
         attempt.wait(last.is_dir)
         trained = time.monotonic()
+        attempt.wait((attempt.out / "all_results.json").is_file)  # what follows is Python taking itself down
+        written = time.monotonic()
         check(attempt, attempt.end(), 0)
-        self.clock = Clock(began - attempt.started, trained - began, time.monotonic() - trained)
+        self.clock = Clock(began - attempt.started, trained - began, written - trained)
         say(f"{self.stage}: undisturbed, {self.steps} steps: {self.clock}")
 
     def _configure(self, folder: Path) -> None:
