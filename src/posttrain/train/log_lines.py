@@ -26,7 +26,8 @@ def _step(row: Mapping[str, Any]) -> float:
 
 
 def _is_evaluation(row: Mapping[str, Any]) -> bool:
-    return any(name.startswith("eval_") for name in row)
+    """Whether it is one, or an alarm that one raised."""
+    return any(name.startswith("eval_") for name in (*row, str(row.get("metric", ""))))
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from posttrain.errors import RunError
+from posttrain.train.alarms import Alarm
 from posttrain.train.disk import reason
 from posttrain.train.run_directory import RunDirectory
 
@@ -117,6 +118,29 @@ class MetricsLog:
                 for name, value in named.items():
                     is_evaluation = name.startswith("eval_")
                     self._events.add_scalar(f"eval/{name[5:]}" if is_evaluation else f"train/{name}", value, step)
+                self._events.flush()
+
+    def alarm(self, alarm: Alarm, epoch: float, **more: Any) -> None:
+        """Write an alarm on a line of its own, under the key ``alarm``.
+
+        Args:
+            alarm: see ``Alarm``. epoch: as ``log``. more: further fields of the line.
+        """
+        line = {
+            "current_steps": alarm.step,
+            "total_steps": self.total_steps,
+            "alarm": alarm.name,
+            "metric": alarm.metric,
+            "value": alarm.value,
+            "threshold": alarm.threshold,
+            "message": alarm.sentence,
+            **more,
+            "epoch": round(epoch, 4),
+        }
+        self.run_directory.append_jsonl(TRAINER_LOG, line)
+        if self._events is not None:
+            with self._optional_events():
+                self._events.add_scalar(f"alarm/{alarm.name}", alarm.value, alarm.step)
                 self._events.flush()
 
     def check(self, step: int, values: Mapping[str, float]) -> None:

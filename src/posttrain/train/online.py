@@ -22,6 +22,7 @@ from posttrain.train.experience import collect, joined, minibatches, sequence_kl
 from posttrain.train.gates import check_kl, check_ratio
 from posttrain.train.mixture import Mixture
 from posttrain.train.monitor import Monitor
+from posttrain.train.repetition import repetition
 from posttrain.types import Role, RolloutBatch
 
 
@@ -130,7 +131,7 @@ def learn(
     with watch.phase("train"):
         stats = update(run, iteration, batch, phase)
     engine.iteration = iteration + 1
-    stats |= algorithm.statistics(batch, before) | part_means(batch)
+    stats |= algorithm.statistics(batch, before) | part_means(batch) | {"repetition": repetition(batch.completions)}
     return batch, stats | watch.take(_live_tokens(batch, run.epochs))
 
 
@@ -272,21 +273,29 @@ def update(
     return sums
 
 
-def held_out(run: OnlineRun, prompts: Sequence[EncodedPrompt]) -> Callable[[], dict[str, float]]:
-    """A function that measures the actor on held-out prompts with greedy completions: reward, KL, length."""
+def held_out(
+    run: OnlineRun, prompts: Sequence[EncodedPrompt], judge: Reward | None = None
+) -> Callable[[], dict[str, float]]:
+    """A function that measures the actor on held-out prompts with greedy completions: reward, KL, length.
+
+    Args:
+        run: the parts. prompts: held out. judge: a reward that is not trained on, for ``eval_judge_reward``.
+    """
     greedy = replace(run.sampling, do_sample=False)
 
     def evaluate() -> dict[str, float]:
         began = time.perf_counter()
         with run.engine.weights(Role.ACTOR):
             batch = collect(run.sampler, run.tokenizer, prompts, greedy, group_size=1).to(run.engine.device)
-        rewards = measured(run.reward)(batch)
+        found = {"eval_reward": measured(run.reward)(batch)}
+        if judge is not None:
+            found["eval_judge_reward"] = judge(batch)
         # greedy log-probabilities are recorded at temperature 1
         batch = run.engine.consult((Role.REFERENCE,), batch, temperature=1.0)
         seconds = time.perf_counter() - began
         return {
-            "eval_reward": float(rewards.mean()),
-            "eval_reward_std": float(rewards.std(correction=0)),
+            **{name: float(rewards.mean()) for name, rewards in found.items()},
+            **{f"{name}_std": float(rewards.std(correction=0)) for name, rewards in found.items()},
             "eval_kl": float(sequence_kl(batch).mean()),
             "eval_response_length": float(batch.loss_mask.sum(dim=1).float().mean()),
             "eval_ended_share": float(batch.ended.float().mean()),

@@ -163,6 +163,7 @@ def _run(parts: Parts, notify: Callable[[str], None]) -> dict[str, Any]:
             save=parts.save,
             evaluate=stage.evaluate,
             default_metric=stage.default_metric,
+            alarms=stage.alarms,
             processes=processes,
         )
         if checkpoint is not None:
@@ -170,11 +171,11 @@ def _run(parts: Parts, notify: Callable[[str], None]) -> dict[str, Any]:
                 monitor.resume(checkpoint, start)
         with kept(directory, lambda: monitor.save(parts.steps_done) if parts.steps_done else None):
             before = _before(parts, stage, monitor)
-            if not monitor.out_of_patience:
+            if not monitor.has_ended:
                 with monitor.interruptible():
                     stage.fit(monitor)
             final = _last_evaluation(parts, stage, monitor)
-    results = {**_train_results(parts, monitor.totals), **_first(before)}
+    results = {**_train_results(parts, monitor.totals), **_first(before), **_alarms(stage, monitor)}
     return _write_results(parts, results, final, notify)
 
 
@@ -218,11 +219,12 @@ def _last_evaluation(parts: Parts, stage: Stage, monitor: Monitor) -> Mapping[st
     """Measure what the run ends with, the best weights where the user asks for them; Ctrl-C stops at once here."""
     try:
         final = monitor.evaluate(parts.steps_done)
+        monitor.end_if_stopped(parts.steps_done)
     except KeyboardInterrupt:
         monitor.save(parts.steps_done)
         raise
-    best = monitor.best.step
-    if parts.config.train.load_best_model_at_end and best not in (None, parts.steps_done):
+    best = monitor.ends_with
+    if best not in (None, parts.steps_done):
         folder = parts.directory.path / f"checkpoint-{best}"
         with reading(folder, parts.directory):
             parts.engine.load_weights(folder)
@@ -244,6 +246,14 @@ def _train_results(parts: Parts, totals: Totals) -> dict[str, Any]:
         "total_steps": parts.plan.total,
         "stopped_at_step": parts.steps_done,
     }
+
+
+def _alarms(stage: Stage, monitor: Monitor) -> dict[str, Any]:
+    """Every alarm that was raised with its first step, and where a run went back to for one."""
+    if stage.alarms is None:
+        return {}
+    back = monitor.rolled_back_to
+    return {"alarms": stage.alarms.first_steps, **({} if back is None else {"rolled_back_to": back})}
 
 
 def _first(before: Mapping[str, Any]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, cast
@@ -12,15 +12,17 @@ from transformers import PreTrainedModel
 
 from posttrain.algorithms import PPO, OnlineAlgorithm, PretrainingLoss
 from posttrain.algorithms.running import reward_std, with_rewards
-from posttrain.config import is_online
+from posttrain.config import RewardConfig, RunConfig, is_online
 from posttrain.data.batches import collate, collate_pairs, collate_preferences, collate_unpaired, lengths_of
 from posttrain.data.datasets import load_dataset
+from posttrain.data.encode import EncodedPrompt
 from posttrain.data.template import pad_token_id
 from posttrain.errors import UserError
 from posttrain.models.forward import is_packed
 from posttrain.rewards import Reward, RoleReward, WeightedReward, build_reward
 from posttrain.rollout import Sampler, SamplingParams, SlotSampler
 from posttrain.train import offline, online
+from posttrain.train.alarms import Alarms
 from posttrain.train.dealt import DealtReward, DealtSampler
 from posttrain.train.experience import sequence_kl
 from posttrain.train.mixture import Mixture
@@ -33,6 +35,7 @@ from posttrain.types import AlgorithmState, Role, RolloutBatch
 GATE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 
+_ASKED = ("reward_time_limit", "reward_batch_size", "reward_retries", "reward_on_error", "reward_token_env")
 _COLLATE: Mapping[str, Callable[..., Any]] = {"rm": collate_preferences, "dpo": collate_pairs, "kto": collate_unpaired}
 
 
@@ -41,12 +44,13 @@ class Stage(Protocol):
 
     Attributes:
         default_metric: what "best" means unless configured. measures_before: whether step 0 is evaluated.
-        evaluate: measures the held-out rows; None when there are none.
+        evaluate: measures the held-out rows; None when there are none. alarms: watch the run; None when nothing does.
     """
 
     default_metric: str
     measures_before: bool
     evaluate: Callable[[], Mapping[str, float]] | None
+    alarms: Alarms | None
 
     def fit(self, monitor: Monitor) -> None:
         """Run the loop to its end."""
@@ -62,6 +66,7 @@ class OfflineStage:
     """pt, sft, rm, dpo and kto: a fixed dataset."""
 
     default_metric = "eval_loss"
+    alarms: Alarms | None = None
 
     def __init__(self, parts: Parts) -> None:
         """Prepare batches and evaluation."""
@@ -86,7 +91,6 @@ class OfflineStage:
 class OnlineStage:
     """Prompts, completions of the actor, rewards."""
 
-    default_metric = "eval_reward"
     measures_before = True
 
     def __init__(self, parts: Parts, progress: Progress) -> None:
@@ -120,9 +124,12 @@ class OnlineStage:
             on_first_rewards=self._calibrate_critic,
             record=self._record,
         )
+        self.alarms: Alarms | None = Alarms(config.alarms)
         self.evaluate: Callable[[], Mapping[str, float]] | None = None
+        judge = make_judge(parts, progress.note)
+        self.default_metric = "eval_reward" if judge is None else "eval_judge_reward"
         if parts.splits.validation:
-            self.evaluate = online.held_out(self._run, parts.splits.validation)
+            self.evaluate = online.held_out(self._run, parts.splits.validation, judge)
 
     def fit(self, monitor: Monitor) -> None:
         """See ``Stage.fit``."""
@@ -175,11 +182,36 @@ def make_sampler(parts: Parts, actor: PreTrainedModel) -> Sampler:
 
 def make_reward(parts: Parts, notify: Callable[[str], None] = lambda sentence: None) -> Reward:
     """Where completions get their reward; several processes share out all of it that is no role of the engine."""
+    prompts = (*parts.splits.train, *parts.splits.validation)
+    return _reward(parts, parts.config, RoleReward(parts.engine.scores), prompts, notify)
+
+
+def make_judge(parts: Parts, notify: Callable[[str], None] = lambda sentence: None) -> Reward | None:
+    """The reward that held-out completions get and nothing is trained on; None where ``alarm_reward_funcs`` are empty.
+
+    How it is asked, such as ``reward_time_limit``, is as for the reward that is trained on.
+    """
+    config = parts.config
+    keys = RewardConfig(reward_funcs=config.alarms.alarm_reward_funcs)
+    if not keys.reward_funcs:
+        return None
+    asked = {name: getattr(config.reward, name) for name in _ASKED}
+    judged = replace(config, reward=replace(keys, **asked))
+    return _reward(parts, judged, None, parts.splits.validation, notify)
+
+
+def _reward(
+    parts: Parts,
+    config: RunConfig,
+    role: Reward | None,
+    prompts: Sequence[EncodedPrompt],
+    notify: Callable[[str], None],
+) -> Reward:
     processes, tokenizer = parts.engine.processes, parts.tokenizer
     return build_reward(
-        parts.config,
-        role=RoleReward(parts.engine.scores),
-        rows=[prompt.extras for prompt in (*parts.splits.train, *parts.splits.validation)],
+        config,
+        role=role,
+        rows=[prompt.extras for prompt in prompts],
         share=(lambda reward: reward) if processes.size == 1 else partial(DealtReward, processes=processes),
         decode=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=False)),
         device=parts.engine.device,
