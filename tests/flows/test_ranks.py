@@ -40,7 +40,7 @@ CASES = {
         "ppo",
         2,
         {
-            **{"reward_funcs": ["length:8-12", "repetition:1"], "reward_weights": [1, 0.5, 0.5], "max_steps": 3},
+            **{"reward_funcs": ["length:8-12", "repetition:1"], "reward_weights": [0.1, 1, 0.5], "max_steps": 3},
             **{"reward_part_norm": "batch", "reward_part_clip": 1.5},
         },
     ),

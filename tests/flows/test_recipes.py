@@ -26,6 +26,7 @@ AFTER = {
     "ppo": ("sft", "rm"),
     "ppo_adapter_critic": ("sft", "rm"),
     "ppo_execution": ("sft",),
+    "ppo_rewards": ("sft",),
     "ppo_full": ("sft_full", "sft", "rm"),
     "label": ("sft", "rm"),
     "export": ("ppo",),
@@ -48,6 +49,7 @@ ADAPTERS = (
     "ppo",
     "ppo_adapter_critic",
     "ppo_execution",
+    "ppo_rewards",
 )
 COUNTS = {"pretrain": 30, "pretrain_heldout": 4, "sft": 20, "pairs": 16, "prompts": 32, "heldout": 4}
 
