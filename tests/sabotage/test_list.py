@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-ROOMS = {"functional", "algorithms", "models", "rollout", "data", "engine", "train"}
+ROOMS = {"functional", "algorithms", "models", "rollout", "rewards", "data", "engine", "train", "serve"}
 
 
 @pytest.fixture(scope="module")

@@ -96,9 +96,10 @@ def test_a_question_that_the_server_refuses_is_asked_again_the_next_time(work, j
     results = work(PAIRS, said, judge=server.url, judge_concurrency=1)
     assert (results["label_refused"], results["label_undecided"], results["label_num_pairs"]) == (2, 1, 2)
     assert any("refused 2 questions" in sentence and "too long" in sentence for sentence in said)
+    assert work(PAIRS, judge=server.url)["label_num_pairs"] == 2  # still refused, and still no reason to stop
     refuses[0] = False
     assert work(PAIRS, judge=server.url)["label_num_pairs"] == 3
-    assert len(server.asked) == 6 + 2
+    assert len(server.asked) == 6 + 2 + 2
 
 
 def test_a_server_that_refuses_everything_is_bad_input(work, tmp_path, judge_server):
@@ -240,6 +241,17 @@ def test_prompts_are_answered_first_with_the_answers_that_generate_draws(work, t
     other = str(tmp_path / "other" / "pairs.jsonl")
     work(PROMPTS, judge=judge_server(longer).url, dataset=str(predictions), output_file=other)
     assert lines(tmp_path / "other" / "pairs.jsonl") == rows
+
+
+def test_pieces_are_drawn_as_generate_draws_the_whole(work, tmp_path, base, judge_server, longer, monkeypatch):
+    monkeypatch.setattr(samples, "PIECE", 2)
+    keys = {"model_name_or_path": str(base), **SAMPLING}
+    # the same question five times: each place in the dataset draws its own answers
+    work([PROMPTS[0]] * 5, judge=judge_server(longer).url, **keys)
+    values = {**keys, "dataset": str(tmp_path / "rows.json"), "output_file": str(tmp_path / "predictions.jsonl")}
+    generate(load_config(values, command="generate"))
+    drawn = [record["answers"] for record in lines(tmp_path / "out" / "pairs.answers.jsonl")[1:]]
+    assert drawn == [row["predict"] for row in lines(tmp_path / "predictions.jsonl")]
 
 
 def test_answers_that_are_there_are_not_drawn_again(work, tmp_path, base, judge_server, longer, monkeypatch):

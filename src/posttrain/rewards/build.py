@@ -82,7 +82,7 @@ def named_reward(config: RunConfig, name: RewardName, notify: Notify = lambda se
     if name.kind == "sql_execution":
         return SqlExecutionReward.configured(config)
     if name.kind == "judge":
-        return JudgeReward.configured(config)
+        return JudgeReward.configured(config, notify)
     if name.kind == "endpoint":
         return HttpReward.configured(config, name.written, notify=notify)
     if name.kind == "function":

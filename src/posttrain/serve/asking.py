@@ -144,7 +144,7 @@ class Asking:
             else:
                 answered += 1
                 self.journal.add(record(unit, opinion))
-            if not answered and len(self.refusals) >= min(_TOO_MANY_REFUSALS, len(pending)):
+            if not self.journal.records and len(self.refusals) >= min(_TOO_MANY_REFUSALS, len(pending)):
                 raise UserError(f"judge: the server refuses every question; the last time it said {self.refusals[-1]}")
             self._progress("ask the judge", total - len(pending) + answered + len(self.refusals), total)
 

@@ -80,7 +80,7 @@ class FolderScorer:
             template.fingerprint,
             folder=reward.folder,
             key="judge",
-            allow_mismatch=bool(config.value("allow_mismatch")),
+            allow_mismatch=config.model.allow_mismatch,
         )
         if differs:
             notify(differs)
@@ -170,7 +170,7 @@ def _base(config: RunConfig, reward: RewardFolder, notify: Notify) -> tuple[PreT
                 key="judge",
                 model=name,
                 folder=folder,
-                allow_mismatch=bool(config.value("allow_mismatch")),
+                allow_mismatch=config.model.allow_mismatch,
             )
         except UserError as error:
             refusal = refusal or error
