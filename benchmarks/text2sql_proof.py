@@ -30,6 +30,7 @@ RECIPE = ROOT.parent / "recipes" / "text2sql" / "full.yaml"
 KEPT = ROOT / "results" / "text2sql"
 MODELS = {"base": "base", "sft": "SFT", "ppo": "PPO, reward model", "ppo_execution": "PPO, database"}
 COMPARED = (("sft", "base"), ("ppo", "sft"), ("ppo_execution", "sft"))
+QUESTION = ("index", "db", "kind", "gold")
 BOOTSTRAP_SEED = 0
 
 
@@ -67,7 +68,7 @@ def keep(run: Path, folder: Path) -> Path:
     rows: dict[int, dict[str, Any]] = {}
     for line in (run / "evaluate" / "predictions.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
-        row = rows.setdefault(record["index"], {key: record[key] for key in ("index", "db", "kind", "gold")})
+        row = rows.setdefault(record["index"], {key: record[key] for key in QUESTION})
         row[record["variant"]] = record["completion"]
     path = folder / f"seed-{manifest['seed']}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,18 +77,19 @@ def keep(run: Path, folder: Path) -> Path:
     return path
 
 
-def scored(file: Path) -> Seed:
-    """Make the seed's databases anew and run every prediction on them."""
+def scored(file: Path, recipe: Path = RECIPE) -> Seed:
+    """Make the databases of the seed, as the recipe draws them, anew and run every prediction on them."""
     number = int(file.stem.removeprefix("seed-"))
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     with tempfile.TemporaryDirectory() as temporary:
         data = Path(temporary)
-        generate(data, seed=number, **load_pipeline(RECIPE).prepare[0].options)
+        generate(data, seed=number, **load_pipeline(recipe).prepare[0].options)
         heldout = [json.loads(line) for line in (data / "heldout.jsonl").read_text(encoding="utf-8").splitlines()]
         if [(row["db"], row["gold"]) for row in rows] != [(row["db"], row["output"]) for row in heldout]:
             sys.exit(f"{file}: its questions are not those that the generator makes from seed {number} today")
         golds, dbs = [row["gold"] for row in rows], [data / row["db"] for row in rows]
-        reports = {model: score_sql([row[model] for row in rows], golds, dbs) for model in MODELS}
+        models = [name for name in rows[0] if name not in QUESTION]
+        reports = {model: score_sql([row[model] for row in rows], golds, dbs) for model in models}
     return Seed(
         number,
         {model: [float(outcome.correct) for outcome in report.outcomes] for model, report in reports.items()},

@@ -5,11 +5,13 @@ import json
 import pytest
 
 from posttrain.config import load_pipeline
+from posttrain.config.stages import ONLINE_STAGES
 from posttrain.pipeline.prepare import check_prepared
 from posttrain.pipeline.run import run_pipeline
 
 RECIPE = "recipes/text2sql/pipeline.yaml"
 FULL = "recipes/text2sql/full.yaml"
+ALGORITHMS = "recipes/text2sql/algorithms.yaml"
 NUMBERS = ("tables=10", "pretrain=4", "pretrain_heldout=4", "sft=16", "pairs=16", "prompts=16", "heldout=4")
 SMALL = ("num_heldout_pairs=4", *(f"num_{number}" for number in NUMBERS))
 
@@ -58,7 +60,7 @@ def test_one_number_seeds_the_whole_proof(request):
     assert {stage.values["seed"] for stage in pipeline.stages} == {7} == {pipeline.prepare[0].seed}
     assert pipeline.warnings == ()
     rewards = [(stage.values.get("reward_model"), stage.values.get("reward_funcs")) for stage in pipeline.stages[3:5]]
-    assert rewards == [("outputs/text2sql-full/seed-1/reward", None), (None, "sql_execution")]
+    assert rewards == [("outputs/text2sql-full/seed-1/reward", None), (None, ["sql_execution"])]
 
 
 @pytest.mark.slow
@@ -78,3 +80,13 @@ def test_the_proof_runs_from_tables_to_predictions(request, tiny_llama, tmp_path
     assert {json.loads(line)["variant"] for line in lines} == {"base", "sft", "ppo", "ppo_execution"}
     rewards = (tmp_path / "out" / "ppo_execution" / "completions.jsonl").read_text(encoding="utf-8").splitlines()
     assert {round(json.loads(line)["reward"], 6) for line in rewards} <= {0.0, 0.2, 1.0}
+
+
+def test_the_comparison_trains_and_evaluates_every_algorithm(request):
+    recipe = request.config.rootpath / ALGORITHMS
+    pipeline = load_pipeline(recipe)
+    assert pipeline.warnings == ()
+    trained = [stage for stage in pipeline.stages if stage.name not in ("sft", "sample", "reward", "evaluate")]
+    assert {stage.kind for stage in trained} == {"dpo", "kto", *ONLINE_STAGES}
+    compared = next(stage for stage in pipeline.stages if stage.name == "evaluate").values["variants"]
+    assert {entry.split("=")[0] for entry in compared} == {"base", "sft", *(stage.name for stage in trained)}
