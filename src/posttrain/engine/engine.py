@@ -118,7 +118,8 @@ class Engine:
 
     def sequence_logps(self, batch: Batch) -> Tensor:
         """[B] log-probability of each row's trained tokens under the actor as it is, without gradients or dropout."""
-        pieces = self._own(microbatches(_numbered(batch.to(self.device)), self.max_tokens))
+        batch = batch.to(self.device)
+        pieces = self._own(microbatches(_numbered(batch), self.max_tokens))
         self.roles.eval()
         try:
             with torch.no_grad():

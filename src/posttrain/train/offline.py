@@ -55,7 +55,8 @@ def fit(config: RunConfig, engine: Engine, algorithm: Algorithm, rows: Rows, pla
 def prepared(engine: Engine, algorithm: Algorithm, batch: Batch) -> Batch:
     """A whole step with what the algorithm takes over all of it, before it is cut."""
     if isinstance(algorithm, KTO) and isinstance(batch, UnpairedBatch) and batch.mismatched is not None:
-        return algorithm.with_reference_point(batch, engine.sequence_logps(batch.mismatched))
+        mismatched_logps = engine.sequence_logps(batch.mismatched)
+        return algorithm.with_reference_point(batch.to(engine.device), mismatched_logps)
     return batch
 
 
