@@ -100,3 +100,46 @@ def test_what_may_surprise_is_said(config, part):
 
 def test_keys_of_another_stage_at_their_default_are_not_mentioned():
     assert load_config({**SFT, "kl_coef": 0.2, "ppo_epochs": 4}).warnings == ()
+
+
+SAMPLING = {**PPO, "reward_model": "r"}
+PAIRS = {**SFT, "stage": "dpo"}
+
+
+@pytest.mark.parametrize(
+    ("config", "part"),
+    [
+        ({**SAMPLING, "stage": "grpo", "num_return_sequences": 1}, "leaves stage grpo nothing to compare"),
+        (
+            {**SAMPLING, "stage": "reinforce", "reinforce_baseline": "group"},
+            "leaves stage reinforce nothing to compare",
+        ),
+        ({**SAMPLING, "dynamic_sampling": True}, "set num_return_sequences to 2 or more"),
+        ({**SAMPLING, "stage": "remax", "num_return_sequences": 2, "dynamic_sampling": True}, "with the greedy one"),
+        ({**SAMPLING, "stage": "rloo", "lora_dropout": 0.1}, "must be 0 in stage rloo"),
+        ({**SAMPLING, "kl_in": "loss", "ppo_target": 3.0}, "steers the KL penalty in the reward"),
+        ({**PAIRS, "pref_loss": "hinge", "dpo_label_smoothing": 0.1}, "does not go with pref_loss: hinge"),
+        ({**PAIRS, "pref_loss": "exo_pair"}, "needs dpo_label_smoothing above 0"),
+        ({**SAMPLING, "stage": "online_dpo", "pref_loss": "simpo"}, "is for stage dpo"),
+    ],
+)
+def test_what_cannot_work_among_the_algorithms_is_refused(config, part):
+    with pytest.raises(UserError) as refusal:
+        load_config(config)
+    assert part in " ".join(str(refusal.value).split())
+
+
+def test_the_target_of_ppo_goes_where_the_loss_charges_for_kl():
+    assert load_config({**PPO, "kl_in": "loss"}).online.ppo_target is None
+    assert load_config(PPO).online.ppo_target == 6.0
+
+
+def test_cpo_imitates_by_default_and_the_others_do_not():
+    assert load_config({**PAIRS, "pref_loss": "cpo"}).preference.pref_ftx == 1.0
+    assert load_config({**PAIRS, "pref_loss": "cpo", "pref_ftx": 0.2}).preference.pref_ftx == 0.2
+    assert load_config(PAIRS).preference.pref_ftx == 0.0
+
+
+def test_a_beta_of_dpo_under_simpo_is_pointed_out():
+    (warning,) = load_config({**PAIRS, "pref_loss": "simpo"}).warnings
+    assert "usually takes 2 to 10" in warning

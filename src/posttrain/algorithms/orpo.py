@@ -19,7 +19,7 @@ class ORPO:
     Paper: Hong et al., 2024, eq. 6 (arXiv:2403.07691), whose λ is β here as in TRL and LLaMA-Factory.
 
     Attributes:
-        beta: β.
+        beta: β. sft_coef: weight of more imitation on top.
     """
 
     trains: ClassVar[tuple[Role, ...]] = (Role.ACTOR,)
@@ -27,12 +27,13 @@ class ORPO:
     rows_together: ClassVar[int] = 2
 
     beta: float = 0.1
+    sft_coef: float = 0.0
 
     def loss(self, role: Role, out: Outputs, batch: PreferenceBatch) -> LossTerm:
         """Loss [P]; metrics as DPO's, and odds_ratio_loss."""
         logps, lengths = answer_logps(out, batch)  # [2 P]
         means = logps / lengths
         odds = odds_ratio_loss(means[0::2], means[1::2])
-        loss = self.beta * odds - means[0::2]
+        loss = self.beta * odds - (1 + self.sft_coef) * means[0::2]
         metrics = side_metrics(self.beta * means[0::2], self.beta * means[1::2], logps, lengths)
         return LossTerm(loss=loss, metrics={**metrics, "odds_ratio_loss": odds.detach()}, unit="pair")

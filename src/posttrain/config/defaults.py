@@ -55,6 +55,8 @@ def fill(values: Mapping[str, Any], command: Command) -> dict[str, Any]:
         default("packing", True)
     for key, preset in stage_defaults(value("stage")).items():
         default(key, preset)
+    if value("kl_in") == "loss" and "ppo_target" not in values:
+        filled["ppo_target"] = None  # it steers the penalty in the reward
     if "do_train" not in filled:
         filled["do_train"] = not (value("do_eval") or value("do_predict"))
     if value("stage") == "dpo" and value("pref_loss") == "cpo":
