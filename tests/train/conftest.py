@@ -32,12 +32,12 @@ def notebook():
 
 @pytest.fixture
 def make_online_run(tiny_config, tiny_llama, trained, tmp_path):
-    """(run, iterations): PPO on the tiny model; ``parts`` replace attributes of the run, keywords are config keys."""
+    """(run, iterations) on the tiny model; ``parts`` replace attributes of the run, keywords are config keys."""
 
-    def make(parts=None, **keys):
-        config = tiny_config("ppo", tmp_path / "out", **{"reward_model": str(trained / "rm"), **keys})
+    def make(parts=None, *, stage="ppo", **keys):
+        config = tiny_config(stage, tmp_path / "out", **{"reward_model": str(trained / "rm"), **keys})
         tokenizer = load_tokenizer(tiny_llama)
-        splits = load_dataset(config.data, tokenizer, "ppo")
+        splits = load_dataset(config.data, tokenizer, stage)
         plan = make_plan(config, len(splits.train))
         engine = make_engine(config, online_assembly(config).roles, plan)
         algorithm = make_algorithm(config)

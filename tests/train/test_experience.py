@@ -13,7 +13,7 @@ from posttrain.data.encode import EncodedPrompt
 from posttrain.models.load import load_tokenizer
 from posttrain.rollout import SamplingParams
 from posttrain.rollout.scripted import ScriptedSampler
-from posttrain.train.experience import collect, minibatches, sequence_kl
+from posttrain.train.experience import collect, joined, minibatches, sequence_kl, telling
 from posttrain.types import RolloutBatch
 
 STOP = 2
@@ -94,6 +94,54 @@ def test_minibatches_cover_every_row_once_an_epoch_with_groups_whole(groups, gro
         assert len(piece) <= size
         assert set(Counter(piece.prompts).values()) == {group_size}
         assert torch.equal(piece.advantages, piece.input_ids * 2.0)  # columns travel with their row
+
+
+def scored(width, *rewards, first=1):
+    """Rows of ``width`` tokens with these rewards, numbered from ``first`` in their tokens and texts."""
+    rows = len(rewards)
+    ids = torch.arange(first, first + rows)[:, None].expand(rows, width)
+    mask = torch.ones(rows, width, dtype=torch.bool)
+    return RolloutBatch(
+        input_ids=ids,
+        attention_mask=mask,
+        loss_mask=mask & (torch.arange(width) > 0),
+        logprobs=ids.float(),
+        ended=torch.arange(rows) % 2 == 0,
+        prompts=tuple(f"p{first + i}" for i in range(rows)),
+        extras=({},) * rows,
+        rewards=torch.tensor(rewards),
+        reward_parts={"rule": torch.tensor(rewards) * 2},
+        baseline_rewards=torch.tensor(rewards) + 1,
+    )
+
+
+def test_telling_groups_are_those_with_differences() -> None:
+    batch = scored(3, 1.0, 1.0, 0.0, 0.5, 2.0, 2.0, -1.0, 3.0)
+    found = telling(batch, 2)
+    assert found.rewards.tolist() == [0.0, 0.5, -1.0, 3.0]
+    assert found.prompts == ("p3", "p4", "p7", "p8")
+    assert found.input_ids[:, 0].tolist() == [3, 4, 7, 8]
+    # of four a single difference is enough
+    assert telling(batch, 4).rewards.tolist() == batch.rewards.tolist()
+    assert telling(scored(3, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0), 4).rewards.tolist() == [0.0, 0.0, 0.0, 1.0]
+    assert len(telling(scored(3, 1.0, 1.0), 2)) == 0
+
+
+def test_joined_tables_are_as_wide_as_the_widest() -> None:
+    whole = joined([scored(2, 0.0, 1.0), scored(4, 2.0, first=8), scored(3, 3.0, 4.0, first=20)])
+    assert whole.input_ids.tolist() == [[1, 1, 0, 0], [2, 2, 0, 0], [8] * 4, [20, 20, 20, 0], [21, 21, 21, 0]]
+    assert whole.lengths.tolist() == [2, 2, 4, 3, 3]
+    assert whole.loss_mask.sum(dim=1).tolist() == [1, 1, 3, 2, 2]
+    assert not whole.logprobs[~whole.attention_mask].any()
+    assert whole.rewards.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert whole.baseline_rewards.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert whole.reward_parts["rule"].tolist() == [0.0, 2.0, 4.0, 6.0, 8.0]
+    assert whole.ended.tolist() == [True, False, True, True, False]
+    assert whole.prompts == ("p1", "p2", "p8", "p20", "p21")
+    assert whole.completions == ()
+    assert whole.ref_logprobs is None
+    # cut again, a row is what it was
+    assert torch.equal(whole.rows(torch.tensor([0, 1])).input_ids, scored(2, 0.0, 1.0).input_ids)
 
 
 def order(**how):

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.algorithms import OnlineAlgorithm
@@ -170,9 +169,7 @@ def experience(
     prompts, as long as the rounds last; then the iteration goes on with those that it has (with all, if none differ).
     """
     with watch.phase("generate"):
-        batch = rollout(run, iteration, take(run, iteration), phase)
-        if run.algorithm.greedy_baseline:
-            batch = batch.with_columns(baseline_rewards=_greedy_rewards(run, iteration, phase))
+        batch = _drawn(run, iteration, 0, phase)
     if not run.dynamic_rounds:
         return batch
     group, wanted = run.algorithm.group_size, len(batch)
@@ -182,7 +179,7 @@ def experience(
         if sum(map(len, found)) >= wanted:
             break
         with watch.phase("generate"):
-            more = rollout(run, iteration, take(run, iteration, again), phase, first_index=again * run.num_prompts)
+            more = _drawn(run, iteration, again, phase)
         found.append(telling(scored(run, more), group))
     kept = [rows for rows in found if len(rows)]
     if not kept:
@@ -203,11 +200,15 @@ def part_means(batch: RolloutBatch) -> dict[str, float]:
     return {f"reward/{name}_mean": float(scores.mean()) for name, scores in (batch.reward_parts or {}).items()}
 
 
-def _greedy_rewards(run: OnlineRun, iteration: int, phase: Callable[[str, int, int], None]) -> Tensor:
-    """[B] the reward of each prompt's most probable completion, once for each of its sampled ones."""
+def _drawn(run: OnlineRun, iteration: int, again: int, phase: Callable[[str, int, int], None]) -> RolloutBatch:
+    """The completions of one round, with the greedy ones' rewards where the algorithm asks for them."""
+    prompts = take(run, iteration, again)
+    batch = rollout(run, iteration, prompts, phase, first_index=again * run.num_prompts)
+    if not run.algorithm.greedy_baseline:
+        return batch
     greedy = replace(run, sampling=replace(run.sampling, do_sample=False))
-    prompts = take(run, iteration)
-    return run.reward(rollout(greedy, iteration, prompts, phase, samples=1)).repeat_interleave(run.algorithm.group_size)
+    baselines = run.reward(rollout(greedy, iteration, prompts, phase, samples=1))  # [P]
+    return batch.with_columns(baseline_rewards=baselines.repeat_interleave(run.algorithm.group_size))
 
 
 def rollout(
