@@ -115,7 +115,6 @@ PAIRS = {**SFT, "stage": "dpo"}
             "leaves stage reinforce nothing to compare",
         ),
         ({**SAMPLING, "dynamic_sampling": True}, "set num_return_sequences to 2 or more"),
-        ({**SAMPLING, "stage": "remax", "num_return_sequences": 2, "dynamic_sampling": True}, "with the greedy one"),
         ({**SAMPLING, "stage": "rloo", "lora_dropout": 0.1}, "must be 0 in stage rloo"),
         ({**SAMPLING, "kl_in": "loss", "ppo_target": 3.0}, "steers the KL penalty in the reward"),
         ({**PAIRS, "pref_loss": "hinge", "dpo_label_smoothing": 0.1}, "does not go with pref_loss: hinge"),

@@ -129,12 +129,6 @@ def _online(config: RunConfig) -> Iterator[Finding]:
             "dynamic_sampling",
             "`dynamic_sampling` compares completions of one prompt; set num_return_sequences to 2 or more",
         )
-    if online.dynamic_sampling and stage == "remax":
-        yield (
-            "dynamic_sampling",
-            "`dynamic_sampling` compares completions of one prompt with each other; stage remax compares them with the "
-            "greedy one",
-        )
     if online.kl_in == "loss" and online.ppo_target:
         yield "ppo_target", "`ppo_target` steers the KL penalty in the reward; remove it, or set `kl_in: reward`"
 
