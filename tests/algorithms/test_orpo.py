@@ -42,3 +42,10 @@ def test_metrics_are_of_means(answers) -> None:
 
 def test_no_reference_is_asked() -> None:
     assert ORPO.consults == ()
+
+
+def test_more_imitation_on_top(answers) -> None:
+    # chosen means -1.5 and -4
+    out, batch = answers(ROWS)
+    plain, more = (ORPO(sft_coef=coef).loss(Role.ACTOR, out, batch).loss for coef in (0.0, 0.5))
+    assert (more - plain).tolist() == pytest.approx([0.75, 2.0])
