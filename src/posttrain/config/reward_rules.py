@@ -35,6 +35,10 @@ def reward_problems(reward: RewardConfig, stage: str) -> Iterator[tuple[str, str
     yield from _names(reward)
     yield from _addresses(reward)
     yield from _numbers(reward, parts)
+    if reward.reward_ensemble and not reward.model_folder:
+        yield "reward_ensemble", "`reward_ensemble` goes with `reward_model`, which is its first member; add that"
+    if reward.reward_disagreement_coef and not reward.reward_ensemble:
+        yield "reward_disagreement_coef", "`reward_disagreement_coef` needs an ensemble; name it in `reward_ensemble`"
     if not reward.reward_classifier:
         for key in _OF_CLASSIFIER:
             if getattr(reward, key):

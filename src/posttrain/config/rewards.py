@@ -23,6 +23,14 @@ class RewardConfig:
         None,
         help="What `reward_model` must be, lora: an adapter, full: a whole model, api: an address; null takes any.",
     )
+    reward_ensemble: tuple[str, ...] = option(
+        (),
+        help="Further reward model folders, on the same base: the reward is the mean of all, `reward_model` included.",
+        path=True,
+    )
+    reward_disagreement_coef: float = option(
+        0.0, help="How much of the deviation between the members of the ensemble is taken off the reward.", minimum=0
+    )
     reward_classifier: str | None = option(
         None,
         help="Sequence classifier that scores texts with its own tokenizer: a folder, or a name on the Hugging Face "

@@ -109,11 +109,14 @@ class Engine:
             batch = batch.with_columns(**{name: self._whole(parts, pieces, batch) for name, parts in columns.items()})
         return batch
 
-    def scores(self, batch: Batch) -> Tensor:
-        """[B] the reward role's score of each sequence, without gradients."""
+    def scores(self, batch: Batch, member: int = 0) -> Tensor:
+        """[B] the reward role's score of each sequence, or that of a member of its ensemble, without gradients."""
         pieces = self._own(microbatches(_numbered(batch), self.max_tokens))
         with torch.no_grad():
-            found = [self.roles(piece, (Role.REWARD,)).scores for piece in pieces]
+            if member:
+                found = [self.roles.member_scores(piece, member) for piece in pieces]
+            else:
+                found = [self.roles(piece, (Role.REWARD,)).scores for piece in pieces]
         return self._whole(found, pieces, batch, width=())
 
     def sequence_logps(self, batch: Batch) -> Tensor:

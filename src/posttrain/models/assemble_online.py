@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from posttrain.algorithms import algorithm_class
 from posttrain.config import RunConfig
+from posttrain.errors import UserError
 from posttrain.models.adapters import add_adapter
 from posttrain.models.assembly import (
     Assembly,
@@ -29,7 +30,15 @@ from posttrain.models.merging import merge
 from posttrain.models.reward_folder import RewardFolder
 from posttrain.models.roles import Costume, Roles, SharedRoles
 from posttrain.models.separate import SeparateRoles
-from posttrain.models.trunks import Common, RewardTrunk, common_backbone, gigabytes, reward_folder, reward_trunk
+from posttrain.models.trunks import (
+    Common,
+    RewardTrunk,
+    common_backbone,
+    ensemble_folders,
+    gigabytes,
+    reward_folder,
+    reward_trunk,
+)
 from posttrain.types import Role
 
 
@@ -42,10 +51,11 @@ class _Member:
         self.costumes: dict[Role, Costume] = {}
         self.heads: dict[str, ScalarHead] = {}
         self.base_trains: frozenset[str] = frozenset()
+        self.ensemble: list[Costume] = []
 
     def dressed(self, config: RunConfig) -> SharedRoles:
         heads = {name: head.to(device()) for name, head in self.heads.items()}
-        roles = SharedRoles(self.backbone, self.costumes, heads, base_trains=self.base_trains)
+        roles = SharedRoles(self.backbone, self.costumes, heads, base_trains=self.base_trains, ensemble=self.ensemble)
         finish(config, self.backbone)
         return roles
 
@@ -70,8 +80,10 @@ class _Parts:
         self.host = self.policy if self.beside is None else _Member(self.beside.load())
         actor_links = self.common.actor_links
         shared = len(actor_links)
+        self.members = self._ensemble()
         if self.reward is not None and self.beside is None:
-            shared = common_prefix((actor_links, self.links[:-1]))
+            chains = [reward.links[:-1] for reward in (self.reward, *self.members)]
+            shared = common_prefix((actor_links, *chains))
         wear_for_good(self.policy.backbone, actor_links[:shared])
         self.parents = put_on(self.policy.backbone, actor_links[shared:], "parent")
         self.policy.costumes[Role.REFERENCE] = Costume(wears=self.parents, head="lm_head")
@@ -79,6 +91,25 @@ class _Parts:
         if self.reward is not None:
             own = self.links[shared:] if self.beside is None else self.links
             self.reward_wears = _dress_reward(self.host, self.reward, own)
+        for number, member in enumerate(self.members, start=2):
+            _dress_member(self.host, member, member.links[shared:], str(number))
+
+    def _ensemble(self) -> list[RewardFolder]:
+        """The further reward models, which stand where the first one stands.
+
+        Raises:
+            UserError: they do not.
+        """
+        members = ensemble_folders(self.config)
+        if members and (self.reward is None or self.beside is not None):
+            raise UserError(
+                "reward_ensemble needs a reward_model that is an adapter on the actor's own base; here it stands on "
+                "another model"
+            )
+        for member in members:
+            allowed = self.config.model.allow_mismatch
+            self.notes += self.common.check(member.links, key="reward_ensemble", allow_mismatch=allowed)
+        return members
 
     def critic_head(self, width: int) -> ScalarHead:
         """The head of a critic that has a trunk of its own: the reward's, else a fresh one."""
@@ -87,6 +118,8 @@ class _Parts:
     def assembly(self, roles: Roles, own_config: LoraConfig | None, notes: Sequence[str]) -> Assembly:
         config, actor_links = self.config, self.common.actor_links
         stands_on = named("adapter_name_or_path", actor_links) + named("reward_model", self.links)
+        for member in self.members:
+            stands_on += named("reward_ensemble", member.links)
         if self.reward is not None and not self.links:
             stands_on += (("reward_model", self.reward.folder, self.reward.lineage),)
         return Assembly(
@@ -164,6 +197,14 @@ def _with_models(config: RunConfig) -> Assembly:
     )
     roles = SeparateRoles({name: member.dressed(config) for name, member in members.items()})
     return parts.assembly(roles, None, (note,))
+
+
+def _dress_member(host: _Member, reward: RewardFolder, links: Sequence[Link], mark: str) -> None:
+    """Put a further reward model of the ensemble beside the reward role."""
+    wears = (*put_on(host.backbone, links[:-1], f"reward{mark}_parent"), f"reward{mark}")
+    add_adapter(host.backbone, f"reward{mark}", links[-1].files.config, links[-1].files.state)
+    host.ensemble.append(Costume(wears=wears, head=f"score{mark}"))
+    host.heads[f"score{mark}"] = reward.head(host.width)
 
 
 def _add_critic(config: RunConfig, parts: _Parts, members: dict[str, _Member]) -> None:

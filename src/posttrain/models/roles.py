@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from posttrain.models.adapters import adapter_parameters, lora_layers, merged, wear
@@ -51,6 +51,15 @@ class Roles(nn.Module, ABC):
     def head(self, name: str) -> ScalarHead:
         """The "score" or "value" head."""
 
+    @property
+    @abstractmethod
+    def num_reward_models(self) -> int:
+        """How many reward models there are: the reward role's, and those of the ensemble around it."""
+
+    @abstractmethod
+    def member_scores(self, batch: Batch, member: int) -> Tensor:
+        """[B] scores of one reward model of the ensemble; 0 is the reward role's own."""
+
     @abstractmethod
     def wearing(self, role: Role) -> AbstractContextManager[None]:
         """Hold a role's adapters around forward AND backward: recomputed activations need them too."""
@@ -90,6 +99,7 @@ class SharedRoles(Roles):
         heads: Mapping[str, ScalarHead],
         *,
         base_trains: frozenset[str] = frozenset(),
+        ensemble: Sequence[Costume] = (),
     ) -> None:
         """Dress the backbone.
 
@@ -98,11 +108,13 @@ class SharedRoles(Roles):
             costumes: the role table.
             heads: "score" and "value" heads, as the table needs them.
             base_trains: names of the backbone parameters that train where a costume says "base".
+            ensemble: further reward models; each has a head of its own among ``heads``.
         """
         super().__init__()
         self.backbone = backbone
         self.costumes = dict(costumes)
         self.heads = nn.ModuleDict(dict(heads))
+        self.ensemble = tuple(ensemble)
         self._base_trains = base_trains
         self._has_adapters = any(True for _ in lora_layers(backbone))
         self._worn: tuple[str, ...] | None = None
@@ -137,6 +149,19 @@ class SharedRoles(Roles):
         head = self.heads[name]
         assert isinstance(head, ScalarHead)
         return head
+
+    @property
+    def num_reward_models(self) -> int:
+        """See ``Roles``."""
+        return (Role.REWARD in self.costumes) + len(self.ensemble)
+
+    def member_scores(self, batch: Batch, member: int) -> Tensor:
+        """See ``Roles``."""
+        costume = (self.costumes[Role.REWARD], *self.ensemble)[member]
+        self.wear(costume.wears)
+        scores = answer(self.backbone, {"score": self.heads[costume.head]}, batch, wants=("score",)).scores
+        assert scores is not None
+        return scores
 
     def wear(self, names: tuple[str, ...]) -> None:
         """Activate exactly these adapters, then restore ``requires_grad`` from the role table.

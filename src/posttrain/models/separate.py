@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from posttrain.models.heads import ScalarHead
@@ -59,6 +59,15 @@ class SeparateRoles(Roles):
     def head(self, name: str) -> ScalarHead:
         """See ``Roles``."""
         return next(self.member(role).head(name) for role in self._homes if name in self.member(role).heads)
+
+    @property
+    def num_reward_models(self) -> int:
+        """See ``Roles``."""
+        return self.member(Role.REWARD).num_reward_models if Role.REWARD in self else 0
+
+    def member_scores(self, batch: Batch, member: int) -> Tensor:
+        """See ``Roles``."""
+        return self.member(Role.REWARD).member_scores(batch, member)
 
     def wearing(self, role: Role) -> AbstractContextManager[None]:
         """See ``Roles``."""

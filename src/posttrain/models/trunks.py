@@ -82,6 +82,22 @@ def reward_folder(config: RunConfig) -> RewardFolder | None:
     return reward
 
 
+def ensemble_folders(config: RunConfig) -> list[RewardFolder]:
+    """The further reward models of an ensemble.
+
+    Raises:
+        UserError: one is no reward adapter.
+    """
+    members = [read_reward_folder(folder) for folder in config.reward.reward_ensemble]
+    for member in members:
+        if member.kind != "adapter":
+            raise UserError(
+                f"reward_ensemble: {member.folder} is a whole model; members of an ensemble are adapters on the actor's "
+                "base"
+            )
+    return members
+
+
 def common_backbone(config: RunConfig, reward_links: Sequence[Link], *, trains_base: bool = False) -> Common:
     """What actor and reference stand on.
 

@@ -2,6 +2,7 @@
 
 from posttrain.rewards.build import build_reward
 from posttrain.rewards.classifier import ClassifierReward
+from posttrain.rewards.ensemble import EnsembleReward
 from posttrain.rewards.execution import SqlExecutionReward
 from posttrain.rewards.function import FunctionReward
 from posttrain.rewards.http import HttpReward
@@ -13,6 +14,7 @@ from posttrain.rewards.weighted import WeightedReward, measured
 
 __all__ = [
     "ClassifierReward",
+    "EnsembleReward",
     "FunctionReward",
     "HttpReward",
     "Reward",

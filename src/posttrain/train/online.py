@@ -15,7 +15,7 @@ from posttrain.algorithms import OnlineAlgorithm
 from posttrain.data.batches import epoch_order
 from posttrain.data.encode import EncodedPrompt
 from posttrain.engine import Engine
-from posttrain.rewards import Reward, WeightedReward, measured
+from posttrain.rewards import EnsembleReward, Reward, WeightedReward, measured
 from posttrain.rollout import Sampler, SamplingParams
 from posttrain.train.experience import collect, joined, minibatches, sequence_kl, telling
 from posttrain.train.gates import check_kl, check_ratio
@@ -191,7 +191,7 @@ def experience(
 def scored(run: OnlineRun, batch: RolloutBatch) -> RolloutBatch:
     """The batch with its rewards, and with their parts where they are a sum."""
     rewards = run.reward(batch)
-    parts = dict(run.reward.last) if isinstance(run.reward, WeightedReward) else None
+    parts = dict(run.reward.last) if isinstance(run.reward, WeightedReward | EnsembleReward) else None
     return batch.with_columns(rewards=rewards, reward_parts=parts)
 
 

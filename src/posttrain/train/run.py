@@ -109,7 +109,7 @@ def _directory(path: str, place: Mapping[str, Any], processes: Processes) -> Run
 def _read_folders(config: RunConfig) -> list[str]:
     """Models and adapters that the run loads."""
     model, reward = config.model, config.reward
-    rewards = [name for name in (reward.model_folder, reward.reward_classifier) if name]
+    rewards = [name for name in (reward.model_folder, reward.reward_classifier, *reward.reward_ensemble) if name]
     return [model.model_name_or_path, *model.adapter_name_or_path, *rewards]
 
 

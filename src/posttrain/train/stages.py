@@ -19,7 +19,7 @@ from posttrain.data.encode import EncodedPrompt
 from posttrain.data.template import pad_token_id
 from posttrain.errors import UserError
 from posttrain.models.forward import is_packed
-from posttrain.rewards import Reward, RoleReward, WeightedReward, build_reward
+from posttrain.rewards import EnsembleReward, Reward, RoleReward, WeightedReward, build_reward
 from posttrain.rollout import Sampler, SamplingParams, SlotSampler
 from posttrain.train import offline, online
 from posttrain.train.alarms import Alarms
@@ -183,7 +183,16 @@ def make_sampler(parts: Parts, actor: PreTrainedModel) -> Sampler:
 def make_reward(parts: Parts, notify: Callable[[str], None] = lambda sentence: None) -> Reward:
     """Where completions get their reward; several processes share out all of it that is no role of the engine."""
     prompts = (*parts.splits.train, *parts.splits.validation)
-    return _reward(parts, parts.config, RoleReward(parts.engine.scores), prompts, notify)
+    return _reward(parts, parts.config, role_reward(parts), prompts, notify)
+
+
+def role_reward(parts: Parts) -> Reward:
+    """What the reward role says, together with the other reward models where it is one of an ensemble."""
+    engine, count = parts.engine, parts.assembly.roles.num_reward_models
+    if count < 2:
+        return RoleReward(engine.scores)
+    members = [partial(engine.scores, member=number) for number in range(count)]
+    return EnsembleReward(members, disagreement_coef=parts.config.reward.reward_disagreement_coef)
 
 
 def make_judge(parts: Parts, notify: Callable[[str], None] = lambda sentence: None) -> Reward | None:
