@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -35,13 +36,15 @@ class Scorer:
     """Counts letters; with ``dies_after`` it closes its port once it has answered so often."""
 
     def __init__(self, port=0, dies_after=None):
-        self.num_answers = 0
+        self.num_answers, self.asked = 0, []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
                 content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                scores = [len(set(text)) + 0.1 * len(text) for text in content["completions"]]
+                outer.asked.append(content)
+                texts = content["completions"] if "completions" in content else content["messages"]
+                scores = [len(set(text)) + 0.1 * len(text) for text in texts]
                 body = json.dumps({"scores": scores}).encode()
                 outer.num_answers += 1
                 if outer.num_answers == dies_after:
@@ -163,6 +166,23 @@ def test_an_evaluation_whose_reward_fails_keeps_the_step_before_it(place, run_he
     message = capfd.readouterr().err.splitlines()[-1]
     assert "gave None for completion 2 of 2" in message
     assert "checkpoint-2: continue" in message
+
+
+def test_a_server_written_for_llamafactory_reads_whole_texts_with_their_special_tokens(
+    place, run_here, start_scorer, tmp_path
+) -> None:
+    scorer = start_scorer()
+    keys = {**KEYS, "reward_model": scorer.url, "reward_model_type": "api", "steps": 1}
+    # the helper that writes the file takes a reward model for a folder
+    path = write_configuration(tmp_path / "run", place, "ppo", **{**keys, "reward_model": "x"})
+    text = path.read_text(encoding="utf-8")
+    path.write_text(re.sub("(?m)^reward_model: .*$", f"reward_model: {scorer.url}", text), encoding="utf-8")
+    assert run_here(tmp_path / "run") == 0
+    rows = lines(tmp_path / "run" / "out" / "completions.jsonl")
+    assert [request["model"] for request in scorer.asked] == ["model"]
+    for row, posted in zip(rows, scorer.asked[0]["messages"], strict=True):
+        assert posted.startswith("<|im_start|>user\nname a fruit")
+        assert posted.endswith("<|im_end|>") == row["ended"]
 
 
 def test_what_cannot_be_rewarded_is_refused_before_anything_is_written(place, run_here, tmp_path, capfd) -> None:
