@@ -41,7 +41,7 @@ CASES = {
         2,
         {
             **{"reward_funcs": ["length:8-12", "repetition:1"], "reward_weights": [0.1, 1, 0.5], "max_steps": 3},
-            **{"reward_part_norm": "batch", "reward_part_clip": 1.5, "value_coef": 1.0},
+            **{"reward_part_norm": "batch", "reward_part_clip": 1.5, "value_coef": 10.0},
         },
     ),
     "sft, a last step of one row": (3, "sft", 1, {"val_size": 2}),
