@@ -24,8 +24,8 @@ class AlarmConfig:
         2.0, help="How many times longer, or shorter, answers are than in the first iterations.", above=1
     )
     alarm_repetition: float | None = option(
-        0.3,
-        help="Share of runs of four words that have occurred before in the same answer.",
+        0.5,
+        help="Share of runs of ten characters that have occurred before in the same answer.",
         above=0,
         below=1,
     )

@@ -99,7 +99,7 @@ _SIGNS: Mapping[str, _Sign] = {
     "repetition": _Sign(
         metric="repetition",
         value=_latest,
-        sentence=lambda value: f"{value:.0%} of what answers say they have said before, word for word",
+        sentence=lambda value: f"{value:.0%} of what answers say they have said before, letter for letter",
         cause="The reward likes a phrase, or the policy has come loose: raise kl_coef, or add repetition:4 to "
         "reward_funcs.",
     ),

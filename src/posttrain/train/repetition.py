@@ -12,8 +12,8 @@ as peapeapea; so many, because prose and code repeat shorter runs without being 
 def repetition(completions: Sequence[str]) -> float:
     """Mean over completions of ``repeated_share``, each counting the same however long it is; 0 without any.
 
-    >>> repetition(["好的，" * 20, "一句话里没有重复的内容。"])
-    0.47
+    >>> repetition(["limelimelimelime", "lime, then another fruit"])
+    0.2142857142857143
     """
     return sum(map(repeated_share, completions)) / len(completions) if completions else 0.0
 
