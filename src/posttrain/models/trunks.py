@@ -92,8 +92,8 @@ def ensemble_folders(config: RunConfig) -> list[RewardFolder]:
     for member in members:
         if member.kind != "adapter":
             raise UserError(
-                f"reward_ensemble: {member.folder} is a whole model; members of an ensemble are adapters on the base of "
-                "the actor"
+                f"reward_ensemble: {member.folder} is a whole model; members of an ensemble are adapters on the base "
+                "of the actor"
             )
     return members
 
