@@ -102,3 +102,10 @@ def test_missing_columns_are_named(judged, missing) -> None:
         KTO().loss(Role.ACTOR, out, batch)
     with pytest.raises(ValueError, match=r"UnpairedBatch\.mismatched_ref_logps"):
         KTO().with_reference_point(batch, POINT)
+
+
+def test_a_gain_is_measured_on_the_scale_of_rewards(judged) -> None:
+    # -3 and -3 are 1 above the reference and 0.5 above the point; as rewards 0.1 above 0.05
+    out, batch = judged(ROWS[:2], [True, False], ref_logps=torch.tensor([-4.0, -4.0]), kl=POINT[:2])
+    found = KTO(beta=0.1).loss(Role.ACTOR, out, batch)
+    assert found.metrics["rewards/accuracies"].tolist() == [1, 0]

@@ -29,3 +29,11 @@ def test_a_tie_is_no_success_and_nothing_has_a_gradient() -> None:
     assert metrics["rewards/accuracies"].tolist() == [0, 1, 0]
     assert metrics["sft_loss"].tolist() == [0, -1, -2]
     assert not any(value.requires_grad for value in metrics.values())
+
+
+def test_a_prompt_has_no_part_in_the_length(answers) -> None:
+    # the first token of both answers becomes a part of the prompt
+    out, batch = answers([[-1, -2, -4], [-4, -1]])
+    columns = torch.arange(batch.loss_mask.shape[1])
+    logps, lengths = answer_logps(out, batch.with_columns(loss_mask=batch.loss_mask & (columns > 1)))
+    assert (logps.tolist(), lengths.tolist()) == ([-6, -1], [2, 1])
