@@ -32,6 +32,7 @@ from posttrain.data.template import EncodedRow, Template
 from posttrain.data.unpaired import (
     EncodedAnswer,
     encode_unpaired,
+    require_both_kinds,
     unpaired_examples,
     with_mismatched,
 )
@@ -101,6 +102,8 @@ def load_dataset(
         report.rows_read -= len(held_out)
         validation_report.rows_read = len(held_out)
     train = encode_examples(examples, tokenizer, template, data, stage, report)
+    if stage == "kto":
+        require_both_kinds(train)
     validation: list[Any] = []
     if held_out or data.eval_dataset:
         validation = encode_examples(held_out, tokenizer, template, data, stage, validation_report)

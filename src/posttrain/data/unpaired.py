@@ -75,11 +75,11 @@ def encode_unpaired(example: UnpairedExample, template: Template, cutoff_len: in
     return EncodedAnswer(row, example.desirable, row), cut
 
 
-def with_mismatched(answers: Sequence[EncodedAnswer], cutoff_len: int) -> list[EncodedAnswer]:
-    """Each prompt with the answer of the next row that has another prompt; after the last row comes the first.
+def require_both_kinds(answers: Sequence[EncodedAnswer]) -> None:
+    """See that there is something to tell apart.
 
     Raises:
-        UserError: if all answers are good, or all are bad: there is nothing to tell apart.
+        UserError: if all answers are good, or all are bad.
     """
     kinds = {answer.desirable for answer in answers}
     if len(kinds) < 2:
@@ -88,6 +88,10 @@ def with_mismatched(answers: Sequence[EncodedAnswer], cutoff_len: int) -> list[E
             f"all {len(answers)} answers are {only}: stage kto learns from good and bad ones. Add rows of the other "
             "kind; good answers alone train with stage: sft."
         )
+
+
+def with_mismatched(answers: Sequence[EncodedAnswer], cutoff_len: int) -> list[EncodedAnswer]:
+    """Each prompt with the answer of the next row that has another prompt; after the last row comes the first."""
     prompts = [answer.row.input_ids[: _start(answer.row)] for answer in answers]
     count = len(answers)
     twins = []
