@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from posttrain.engine import OptimizerSettings
-from posttrain.engine.optimizer import adamw, clip_gradients
+from posttrain.engine.optimizer import adamw, clip_gradients, drop_early_gradients
 from posttrain.types import Role
 
 
@@ -66,3 +66,31 @@ def test_what_two_roles_train_is_clipped_once() -> None:
     parameters = {Role.ACTOR: {"one": one}, Role.CRITIC: {"one": one, "two": two}}
     assert clipped(parameters, clip_per_role=True) == pytest.approx(20**0.5)
     assert (float(one.grad.norm()), float(two.grad.norm())) == pytest.approx((1.0, 1.0), rel=1e-4)
+
+
+def test_a_role_starts_at_its_step_and_what_two_roles_train_with_the_first() -> None:
+    trunk, head, other = parameter(2, 2), parameter(1, 2), parameter(2)
+    owned = {Role.ACTOR: {"trunk": trunk, "other": other}, Role.CRITIC: {"trunk": trunk, "head": head}}
+    settings = OptimizerSettings(learning_rate=0.1, weight_decay=0.5, starts={Role.ACTOR: 2})
+    optimizer = adamw(owned, settings)
+    for step in range(4):
+        for p in (trunk, head, other):
+            p.grad = torch.ones_like(p)
+        drop_early_gradients(owned, settings, step)
+        assert [p.grad is not None for p in (trunk, head, other)] == [step >= 2, True, step >= 2]
+        optimizer.step()
+        # neither the step nor the decay reaches what does not move yet
+        assert torch.equal(trunk, torch.ones(2, 2)) == torch.equal(other, torch.ones(2)) == (step < 2)
+        assert not torch.equal(head, torch.ones(1, 2))
+    assert float(optimizer.state[trunk]["step"]) == 2
+
+
+def test_the_norm_is_of_what_moves() -> None:
+    """Without a gradient a role counts nothing, also where each is clipped by itself."""
+    one, two = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(4))
+    parameters = {Role.ACTOR: {"one": one}, Role.CRITIC: {"two": two}}
+    for per_role in (False, True):
+        one.grad, two.grad = None, torch.full((4,), 2.0)
+        settings = OptimizerSettings(learning_rate=1.0, max_grad_norm=1.0, clip_per_role=per_role)
+        assert float(clip_gradients(parameters, settings)) == pytest.approx(4.0)
+        assert float(two.grad.norm()) == pytest.approx(1.0, rel=1e-4)
