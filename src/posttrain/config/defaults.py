@@ -53,6 +53,8 @@ def fill(values: Mapping[str, Any], command: Command) -> dict[str, Any]:
 
     if value("neat_packing"):
         default("packing", True)
+    if is_online(value("stage")) and value("alarm_reward_funcs"):
+        default("metric_for_best_model", "eval_judge_reward")
     for key, preset in stage_defaults(value("stage")).items():
         default(key, preset)
     if value("kl_in") == "loss" and "ppo_target" not in values:

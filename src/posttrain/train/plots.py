@@ -49,6 +49,7 @@ CHARTS = (
         name="reward", keys=("reward_mean", "reward"), title="Reward per completion", unit="reward", spread="reward_std"
     ),
     Chart(name="eval_reward", keys=("eval_reward", "eval_reward_mean"), title="Held-out reward", unit="reward"),
+    Chart(name="eval_judge_reward", keys=("eval_judge_reward",), title="Held-out reward of the judge", unit="reward"),
     Chart(name="kl", keys=("kl",), title="KL divergence from the reference", unit="nats"),
     Chart(name="entropy", keys=("entropy",), title="Entropy of the policy", unit="nats per token"),
     Chart(name="clip_fraction", keys=("clip_fraction",), title="Clipped probability ratios", unit="share of tokens"),
@@ -60,6 +61,7 @@ CHARTS = (
         unit="share",
     ),
     Chart(name="response_length", keys=("response_length",), title="Response length", unit="tokens"),
+    Chart(name="repetition", keys=("repetition",), title="Text that answers repeat", unit="share of text"),
     Chart(name="grad_norm", keys=("grad_norm",), title="Gradient norm before clipping", unit="norm"),
     Chart(name="lr", keys=("lr",), title="Learning rate", unit="learning rate", noisy=False),
 )

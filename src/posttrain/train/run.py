@@ -169,6 +169,7 @@ def _run(parts: Parts, notify: Callable[[str], None]) -> dict[str, Any]:
         if checkpoint is not None:
             with reading(checkpoint, directory):
                 monitor.resume(checkpoint, start)
+            monitor.end_if_stopped(start)
         with kept(directory, lambda: monitor.save(parts.steps_done) if parts.steps_done else None):
             before = _before(parts, stage, monitor)
             if not monitor.has_ended:

@@ -91,6 +91,7 @@ class OfflineStage:
 class OnlineStage:
     """Prompts, completions of the actor, rewards."""
 
+    default_metric = "eval_reward"
     measures_before = True
 
     def __init__(self, parts: Parts, progress: Progress) -> None:
@@ -127,7 +128,6 @@ class OnlineStage:
         self.alarms: Alarms | None = Alarms(config.alarms)
         self.evaluate: Callable[[], Mapping[str, float]] | None = None
         judge = make_judge(parts, progress.note)
-        self.default_metric = "eval_reward" if judge is None else "eval_judge_reward"
         if parts.splits.validation:
             self.evaluate = online.held_out(self._run, parts.splits.validation, judge)
 
