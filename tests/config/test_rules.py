@@ -116,6 +116,7 @@ PAIRS = {**SFT, "stage": "dpo"}
         ),
         ({**SAMPLING, "dynamic_sampling": True}, "set num_return_sequences to 2 or more"),
         ({**SAMPLING, "stage": "rloo", "lora_dropout": 0.1}, "must be 0 in stage rloo"),
+        ({**SAMPLING, "stage": "remax", "reward_part_norm": "batch"}, "on two scales"),
         ({**SAMPLING, "kl_in": "loss", "ppo_target": 3.0}, "steers the KL penalty in the reward"),
         ({**PAIRS, "pref_loss": "hinge", "dpo_label_smoothing": 0.1}, "does not go with pref_loss: hinge"),
         ({**PAIRS, "pref_loss": "exo_pair"}, "needs dpo_label_smoothing above 0"),

@@ -121,7 +121,13 @@ def test_several_processes_log_what_one_does(runs, case) -> None:
     one, many = (logged(runs / case / name) for name in ("one", "many"))
     assert len(one) == len(many) >= 3
     for alone, together in zip(one, many, strict=True):
-        assert together == pytest.approx(alone, rel=1e-5, abs=1e-5)  # a KL is a difference of large sums
+        assert together.keys() == alone.keys()
+        texts = {name for name, value in alone.items() if isinstance(value, str)}  # of alarms, the same on all
+        assert {name: together[name] for name in texts} == {name: alone[name] for name in texts}
+        numbers = alone.keys() - texts
+        # a KL is a difference of large sums
+        expected = pytest.approx({name: alone[name] for name in numbers}, rel=1e-5, abs=1e-5)
+        assert {name: together[name] for name in numbers} == expected
         for name in {"loss", "eval_loss", "kl_coef", "reward_mean"} & alone.keys():
             assert together[name] == pytest.approx(alone[name], rel=LOSSES), name
 

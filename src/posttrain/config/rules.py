@@ -129,6 +129,12 @@ def _online(config: RunConfig) -> Iterator[Finding]:
             "dynamic_sampling",
             "`dynamic_sampling` compares completions of one prompt; set num_return_sequences to 2 or more",
         )
+    if stage == "remax" and config.reward.reward_part_norm == "batch":
+        yield (
+            "reward_part_norm",
+            "`reward_part_norm: batch` puts sampled and greedy completions on two scales, which stage remax compares; "
+            "scale the parts with reward_weights instead",
+        )
     if online.kl_in == "loss" and online.ppo_target:
         yield "ppo_target", "`ppo_target` steers the KL penalty in the reward; remove it, or set `kl_in: reward`"
 
