@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from posttrain.algorithms import PPO, SFT, BradleyTerry
+from posttrain.algorithms import DPO, GRPO, KTO, PPO, RLOO, SFT, BradleyTerry, OnlineDPO, SimPO
 from posttrain.engine import Engine, OptimizerSettings, state
 from posttrain.errors import RunError, UserError
 from posttrain.models.adapters import adapter_parameters, add_adapter, lora_config
 from posttrain.models.forward import prepare_trunk
 from posttrain.models.heads import ScalarHead
 from posttrain.models.roles import Costume, SharedRoles
-from posttrain.types import LossTerm, Role, RolloutBatch
+from posttrain.types import LossTerm, Role, RolloutBatch, UnpairedBatch
 
 SETTINGS = OptimizerSettings(learning_rate=0.01, weight_decay=0.1, betas=(0.8, 0.95), eps=1e-6, max_grad_norm=0.5)
 ROWS = [
@@ -87,17 +87,35 @@ def trained(engine):
 
 CASES = {"sft": (SFT(), {}), "rm": (BradleyTerry(center_rewards_coef=0.1), {"pairs": True})}
 CASES |= {f"ppo {critic}": (PPO(entropy_coef=0.01), {"critic": critic}) for critic in ("value_head", "adapter")}
+CASES |= {"dpo": (DPO(sft_coef=0.2), {"pairs": True}), "simpo": (SimPO(), {"pairs": True})}
+CASES |= {"kto": (KTO(undesirable_weight=1.5, sft_coef=0.1), {"judged": True}), "rloo": (RLOO(), {})}
+CASES |= {"grpo": (GRPO(kl_coef=0.1, importance="sequence", entropy_coef=0.01), {}), "online dpo": (OnlineDPO(), {})}
+
+
+def filled(make_batch, algorithm, *, pairs=False, judged=False):
+    """A batch of the algorithm's kind with every column filled."""
+    ref_logps = -10 + torch.randn(len(ROWS), generator=torch.Generator().manual_seed(2))
+    if judged:
+        good = torch.tensor([True, False, False, True, True, True, False, True])
+        columns = {"desirable": good, "ref_logps": ref_logps, "kl": torch.full((len(ROWS),), 0.5)}
+        return UnpairedBatch(**vars(make_batch(ROWS)), **columns)
+    if pairs:
+        batch = make_batch(ROWS, pairs=True, margins=torch.linspace(-1, 1, len(ROWS) // 2))
+        return batch.with_columns(ref_logps=ref_logps)
+    if not hasattr(algorithm, "credit"):
+        return make_batch(ROWS)
+    batch = rollout(make_batch)
+    if isinstance(algorithm, OnlineDPO):
+        signs = torch.tensor([1.0, -1, -1, 1, 1, -1, -1, 1])
+        batch = batch.with_columns(advantages=signs[:, None] * batch.loss_mask)
+    return batch
 
 
 def prepared(name, make_model, make_batch, **options):
     algorithm, how = CASES[name]
-    how = dict(how)
-    pairs = how.pop("pairs", False)
-    engine = make_engine(make_model, algorithm, **how, **options)
-    if isinstance(algorithm, PPO):
-        return engine, algorithm, rollout(make_batch)
-    margins = torch.linspace(-1, 1, len(ROWS) // 2) if pairs else None
-    return engine, algorithm, make_batch(ROWS, pairs=pairs, margins=margins)
+    critic = {key: value for key, value in how.items() if key == "critic"}
+    engine = make_engine(make_model, algorithm, **critic, **options)
+    return engine, algorithm, filled(make_batch, algorithm, **{k: v for k, v in how.items() if k not in critic})
 
 
 @pytest.mark.parametrize("name", CASES)

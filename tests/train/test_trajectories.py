@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from posttrain.config import is_online
 from posttrain.train import clocks
 from posttrain.train import run as train_run
 from posttrain.train.monitor import Monitor
@@ -25,6 +26,11 @@ CASES = {
         },
     ),
     "ppo value head": ("ppo", {"reward_clip": 1.0, "ppo_score_norm": True, "temperature": 0.9, "val_size": 2}),
+    "dpo": ("dpo", {"pref_ftx": 0.1, "val_size": 2, "num_train_epochs": 2}),
+    "kto": ("kto", {"kto_chosen_weight": 1.5, "val_size": 2, "num_train_epochs": 2, "max_samples": 10}),
+    "grpo": ("grpo", {"num_return_sequences": 2, "dynamic_sampling": True, "ptx_coef": 0.5, "ptx_batch_size": 3}),
+    "remax": ("remax", {"kl_in": "loss", "kl_estimator": "k2", "ppo_score_norm": True}),
+    "ppo warm-up": ("ppo", {"critic_warmup_steps": 2, "ptx_coef": 1.0, "ptx_batch_size": 2, "weight_decay": 0.1}),
 }
 
 
@@ -33,13 +39,15 @@ class StoppedError(Exception):
 
 
 @pytest.fixture
-def start(tiny_config, trained, monkeypatch):
+def start(tiny_config, tiny_data, trained, monkeypatch):
     """Run a case into a folder; ``stop_after`` cuts the power right after that step's checkpoint."""
 
     def go(case, folder, stop_after=None, **more):
         stage, keys = CASES[case]
-        if stage == "ppo":
+        if is_online(stage):
             keys = {"reward_model": str(trained / "rm"), **keys}
+        if "ptx_coef" in keys:
+            keys = {"ptx_dataset": str(tiny_data / "text.jsonl"), **keys}
         config = tiny_config(stage, folder, **{"save_steps": 1, "learning_rate": 5e-3, **keys, **more})
         if stop_after is None:
             return train_run.train(config)
@@ -141,7 +149,7 @@ def close(one, two, tolerance):
         )
 
 
-@pytest.mark.parametrize("case", ["sft", "sft full", "rm"])
+@pytest.mark.parametrize("case", ["sft", "sft full", "rm", "dpo", "kto"])
 @pytest.mark.parametrize("variant", ["8x1", "tokens", "checkpointing"])
 def test_how_the_work_is_cut_changes_nothing(start, tmp_path, case, variant) -> None:
     """1 x 8 = 8 x 1 = any token budget = recomputed activations; Adam's eps keeps rounding from being blown up."""
