@@ -180,6 +180,22 @@ def test_other_evaluations_are_listed(pipeline, state):
     assert ("evaluate: reward model", "accuracy", "–", "0.875") in rows
 
 
+def test_alarms_are_listed(pipeline, state):
+    raised = {"no_eos": 14, "length_drift": 12}
+    write(Path(pipeline.output_dir) / "ppo", {**PPO, "alarms": raised, "rolled_back_to": 10})
+    text, said = written(pipeline, state)
+    sentence = "ppo: length_drift from step 12, no_eos from step 14; it went back to step 10 and ended there."
+    assert f"## Alarms\n\n- {sentence}" in text
+    assert f"alarms: {sentence}" in said
+
+
+@pytest.mark.parametrize("alarms", [{}, None, ["kl"]])
+def test_without_alarms_nothing_is_said_about_them(pipeline, state, alarms):
+    write(Path(pipeline.output_dir) / "ppo", {**PPO, "alarms": alarms})
+    text, said = written(pipeline, state)
+    assert "larms" not in text + said
+
+
 def test_what_was_not_done_is_left_out(pipeline, tmp_path):
     import shutil
 

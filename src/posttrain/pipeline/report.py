@@ -50,6 +50,9 @@ def write_report(pipeline: PipelineConfig, state: State, notify: Callable[[str],
     except OSError as error:
         raise RunError(f"the pictures of the report cannot be written to {folder}: {error}") from error
     parts += [f"![{title}]({path.name})" for path, title in pictures]
+    alarms = alarm_sentences(stages)
+    if alarms:
+        parts += ["## Alarms", "\n".join(f"- {sentence}" for sentence in alarms)]
     cost = cost_table(stages)
     tables.append(cost)
     parts += ["## Time and memory", cost.markdown(), _COST]
@@ -62,6 +65,8 @@ def write_report(pipeline: PipelineConfig, state: State, notify: Callable[[str],
         raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
     for table in tables:
         notify("\n" + table.terminal())
+    for sentence in alarms:
+        notify(f"\nalarms: {sentence}")
     notify(f"\nreport: {path}")
     return path
 
@@ -145,6 +150,20 @@ def differences(numbers: Mapping[str, Any]) -> list[str]:
         sentences.append(
             f"{called(item['of'])} − {called(item['minus'])}, {_METRICS.get(metric, metric)}: {shown}; {verdict}."
         )
+    return sentences
+
+
+def alarm_sentences(stages: Sequence[StageResults]) -> list[str]:
+    """A sentence for each stage in which alarms were raised: which, from which step on, and what became of it."""
+    sentences = []
+    for stage in stages:
+        raised = stage.numbers.get("alarms")
+        if not isinstance(raised, Mapping) or not raised:
+            continue
+        names = ", ".join(f"{name} from step {step}" for name, step in sorted(raised.items(), key=lambda item: item[1]))
+        back = stage.numbers.get("rolled_back_to")
+        end = "" if back is None else f"; it went back to step {back} and ended there"
+        sentences.append(f"{stage.name}: {names}{end}. What each saw is in its trainer_log.jsonl.")
     return sentences
 
 
