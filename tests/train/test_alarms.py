@@ -7,6 +7,7 @@ import json
 import pytest
 
 from posttrain.config import AlarmConfig
+from posttrain.errors import UserError
 from posttrain.train.alarms import NAMES, Alarms
 
 CALM = {
@@ -233,6 +234,20 @@ def test_restored_alarms_go_on_as_if_nothing_had_been(make_alarms, cut) -> None:
     second.restore(json.loads(json.dumps(first.state())))
     assert before + storm(second, range(cut + 1, 41)) == expected
     assert second.state() == whole.state()
+
+
+def test_a_checkpoint_of_their_own(make_alarms, tmp_path) -> None:
+    """As an own loop keeps it."""
+    alarms, again = make_alarms(), make_alarms()
+    storm(alarms, range(1, 9))
+    again.resume(tmp_path)
+    assert again.state() == make_alarms().state()
+    alarms.save(tmp_path)
+    again.resume(tmp_path)
+    assert again.state() == alarms.state()
+    (tmp_path / "alarms.json").write_text('{"first": ', encoding="utf-8")
+    with pytest.raises(UserError, match=r"alarms\.json cannot be read as part of a checkpoint"):
+        again.resume(tmp_path)
 
 
 def test_a_resumed_run_is_judged_by_the_thresholds_that_it_has_now(make_alarms) -> None:

@@ -36,7 +36,7 @@ def share(ids):
 def make_trainer(tiny_llama):
     """A trainer on the tiny model; keywords are keys of the configuration."""
 
-    def make(**keys):
+    def make(notify=lambda sentence: None, **keys):
         values = {
             "model_name_or_path": str(tiny_llama),
             "cutoff_len": 64,
@@ -48,7 +48,7 @@ def make_trainer(tiny_llama):
             "num_rollout_slots": 4,
             "ppo_epochs": 2,
         }
-        return posttrain.PPOTrainer({**values, **keys}, notify=lambda sentence: None)
+        return posttrain.PPOTrainer({**values, **keys}, notify=notify)
 
     return make
 
@@ -250,6 +250,25 @@ def test_a_resumed_loop_goes_on_bit_for_bit(make_trainer, tmp_path) -> None:
     assert whole._engine.algorithm_state == resumed._engine.algorithm_state
     with pytest.raises(UserError, match="weights have other shapes"):
         make_trainer(**keys, lora_rank=2).resume(tmp_path)
+
+
+def test_alarms_are_said_once_also_by_a_loop_that_was_resumed(make_trainer, tmp_path) -> None:
+    """The random model hardly ever ends an answer."""
+    said = []
+    keys = {"alarm_window": 2, "output_dir": str(tmp_path), "notify": said.append}
+    trainer = make_trainer(**keys)
+    for _ in range(3):
+        one_step(trainer)
+    trainer.save_checkpoint()
+    alarms = [sentence for sentence in said if sentence.startswith("alarm ")]
+    assert [sentence.split(":")[0] for sentence in alarms] == ["alarm no_eos at step 2"]
+    for answer, expected in ((True, alarms), (False, [*alarms, *alarms])):
+        resumed = make_trainer(**keys)
+        if answer:
+            resumed.resume()
+        one_step(resumed)
+        one_step(resumed)
+        assert [sentence for sentence in said if sentence.startswith("alarm no_eos")] == expected
 
 
 @pytest.mark.parametrize(

@@ -5,16 +5,20 @@ Nothing here looks at a model: what is judged is the stream of numbers that the 
 
 from __future__ import annotations
 
+import json
 import math
 import operator
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from posttrain.config import AlarmConfig
+from posttrain.errors import UserError
 
+FILE = "alarms.json"
 HELD_OUT = ("eval_judge_reward", "eval_reward")
 """Held-out measures that must not fall while the reward in training rises; their spread is called ``..._std``."""
 _REWARD, _SPREAD = "reward_mean", "reward_std"
@@ -202,6 +206,23 @@ class Alarms:
         window = self.config.alarm_window
         self._latest = {metric: deque(values, maxlen=window) for metric, values in state["latest"].items()}
         self._peaks = {metric: _Peak(**peak) for metric, peak in state["peaks"].items()}
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint's file, where no monitor does."""
+        (folder / FILE).write_text(json.dumps(self.state()), encoding="utf-8")
+
+    def resume(self, folder: Path) -> None:
+        """Continue from what ``save`` wrote; a checkpoint that knows of no alarms starts them anew.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        if not (folder / FILE).is_file():
+            return
+        try:
+            self.restore(json.loads((folder / FILE).read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{folder / FILE} cannot be read as part of a checkpoint ({error}).") from error
 
     def _take(self, stats: Mapping[str, float]) -> None:
         for metric, value in _watched(stats):

@@ -24,7 +24,7 @@ from posttrain.types import RolloutBatch
 Chat = str | Sequence[Mapping[str, Any]]
 """A question, or messages such as ``[{"role": "user", "content": "Hello"}]``."""
 
-_UNREAD = ("dataset", "eval_dataset", "val_size", "reward_model", "reward_funcs")
+_UNREAD = ("dataset", "eval_dataset", "val_size", "reward_model", "reward_funcs", "alarm_reward_funcs")
 _KINDS_WITHOUT_END = ("constant", "constant_with_warmup", "inverse_sqrt")
 
 

@@ -24,6 +24,7 @@ from posttrain.models.load import load_tokenizer
 from posttrain.rewards import Reward
 from posttrain.rollout import Prompt, SamplingParams, SlotSampler
 from posttrain.train import online
+from posttrain.train.alarms import Alarms
 from posttrain.train.experience import laid_out
 from posttrain.train.handed_in import (
     Chat,
@@ -96,6 +97,7 @@ class PPOTrainer:
         self._engine = make_engine(planned, assembly.roles, make_plan(planned, self._rows_per_step))
         self._sampler = SlotSampler(actor, num_slots=self.config.online.num_rollout_slots)
         self._tolerance = self.config.online.gate_tolerance or GATE_TOLERANCE[actor.dtype]
+        self._alarms, self._notify = Alarms(self.config.alarms), notify
         self._asked = 0
 
     @property
@@ -176,6 +178,8 @@ class PPOTrainer:
         run = self._run(len(rows), reward)
         _, stats = online.learn(run, iteration, batch, online.Stopwatch(), lambda name, done, total: None)
         self._asked = 0
+        for alarm in self._alarms.after_step(self.steps_done, stats):
+            self._notify(f"alarm {alarm.name} at step {alarm.step}: {alarm.sentence}")
         return stats
 
     def save(self, folder: str | Path | None = None) -> Path:
@@ -201,6 +205,7 @@ class PPOTrainer:
         def write(path: Path) -> None:
             self._assembly.save(path, self.tokenizer)
             self._engine.save(path)
+            self._alarms.save(path)
 
         return self._place(folder).save_checkpoint(
             self.steps_done, write, total_limit=self.config.train.save_total_limit
@@ -221,6 +226,8 @@ class PPOTrainer:
         checkpoint = run.resume_checkpoint(str(place)) if is_one else run.latest_checkpoint()
         if checkpoint is not None:
             self._engine.resume(checkpoint)
+            self._alarms = Alarms(self.config.alarms)
+            self._alarms.resume(checkpoint)
             self._asked = 0
         return self.steps_done
 
