@@ -199,6 +199,9 @@ def make_judge(parts: Parts, notify: Callable[[str], None] = lambda sentence: No
     """The reward that held-out completions get and nothing is trained on; None where ``alarm_reward_funcs`` are empty.
 
     How it is asked, such as ``reward_time_limit``, is as for the reward that is trained on.
+
+    Raises:
+        UserError: it cannot be had, or a held-out row lacks what it reads.
     """
     config = parts.config
     keys = RewardConfig(reward_funcs=config.alarms.alarm_reward_funcs)
@@ -206,7 +209,10 @@ def make_judge(parts: Parts, notify: Callable[[str], None] = lambda sentence: No
         return None
     asked = {name: getattr(config.reward, name) for name in _ASKED}
     judged = replace(config, reward=replace(keys, **asked))
-    return _reward(parts, judged, None, parts.splits.validation, notify)
+    try:
+        return _reward(parts, judged, None, parts.splits.validation, notify)
+    except UserError as error:
+        raise UserError(f"alarm_reward_funcs, on the held-out rows: {error}") from error
 
 
 def _reward(
