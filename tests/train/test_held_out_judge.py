@@ -62,7 +62,7 @@ def test_several_are_added_up_without_the_weights_of_the_reward(start, tmp_path)
 
 def test_rows_that_it_cannot_judge_are_refused_before_training(start, tmp_path) -> None:
     with pytest.raises(
-        UserError, match="alarm_reward_funcs, on the held-out rows: .*exact_match:gold cannot judge row 1"
+        UserError, match=r"alarm_reward_funcs, on the held-out rows: .*exact_match:gold cannot judge row 1"
     ):
         start(alarm_reward_funcs="exact_match:gold")
     assert not (tmp_path / "out" / "checkpoint-1").exists()
