@@ -68,9 +68,9 @@ def test_without_a_critic_the_advantages_are_what_they_are() -> None:
     found = experience_statistics(batch(values=None, returns=None, advantages=advantages), "k1")
     assert found["advantage_std"] == 2.0
     assert not {"explained_variance", "value_mean", "return_mean", "trained_share"} & found.keys()
-    trains = torch.tensor([True, False])
-    chosen = experience_statistics(batch(values=None, returns=None, advantages=advantages, trains=trains), "k1")
-    assert chosen == {**found, "trained_share": 0.5}
+    for trains, share in (([True, False], 0.5), ([False, False], 0.0)):
+        columns = {"values": None, "returns": None, "advantages": advantages, "trains": torch.tensor(trains)}
+        assert experience_statistics(batch(**columns), "k1") == {**found, "trained_share": share}
 
 
 def test_no_statistic_is_ever_nan() -> None:

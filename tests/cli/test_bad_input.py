@@ -63,7 +63,7 @@ def test_a_word_that_is_no_override(refused, work):
 
 
 def test_an_unknown_stage(refused, work):
-    assert "pt, sft, rm, ppo" in refused("train", work(stage="rlhf"))
+    assert "pt, sft, rm, dpo, kto, ppo" in refused("train", work(stage="rlhf"))
 
 
 def test_malformed_json_with_its_line(refused, work, tmp_path):

@@ -169,7 +169,7 @@ def test_scores_token_rewards_and_the_controller(name: str) -> None:
     ppo = algorithm(FIXTURE["scenarios"][name]["settings"])
     for expected, found in pairs(name):
         batch, before = found["batch"], found["before"]
-        scores, _ = ppo._scores(batch.rewards, before)
+        scores, _ = ppo.scores(batch, before)
         torch.testing.assert_close(scores, torch.tensor(expected["used_scores"]), **COLUMNS)
         rewards = -before.kl_coef * kl_estimate(batch.logprobs, batch.ref_logprobs, "k1")
         rewards[torch.arange(len(batch)), batch.lengths - 1] += scores
@@ -182,8 +182,8 @@ def test_scores_token_rewards_and_the_controller(name: str) -> None:
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_losses_entropy_and_clip_fractions_of_every_optimizer_step(name: str) -> None:
     names = {
-        "policy_loss": "loss/actor",
-        "value_loss_times_coef": "loss/critic",
+        "policy_loss": "loss/PPO/actor",
+        "value_loss_times_coef": "loss/PPO/critic",
         "policy/entropy": "entropy",
         "policy/clipfrac": "clip_fraction",
         "val/clipfrac": "value_clip_fraction",

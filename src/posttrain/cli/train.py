@@ -15,9 +15,7 @@ from posttrain.errors import UserError
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command."""
-    add_configured(
-        commands, "train", execute, help="Run one stage: pt, sft, rm, dpo, kto, ppo, rloo, grpo ..."
-    )
+    add_configured(commands, "train", execute, help="Run one stage: pt, sft, rm, dpo, kto, ppo, rloo, grpo ...")
 
 
 def execute(args: argparse.Namespace) -> int:
