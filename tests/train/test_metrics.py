@@ -4,6 +4,7 @@ import math
 import pytest
 
 from posttrain.errors import RunError
+from posttrain.train.alarms import Alarm
 from posttrain.train.checkpoints import STATE_FILES
 from posttrain.train.metrics import Meter, MetricsLog
 from posttrain.train.run_directory import RunDirectory
@@ -82,6 +83,20 @@ def test_tensorboard_holds_the_same_numbers_and_forgets_the_steps_after_a_checkp
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 0.5), (2, 1.0), (3, 8.0)]
     assert [(event.step, event.value) for event in events.Scalars("eval/loss")] == [(1, 2.0), (2, 4.0)]
+
+
+def test_an_alarm_is_an_event_of_its_own(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    alarm = Alarm(name="kl", step=3, metric="kl", value=0.75, threshold=0.5, sentence="far away.")
+    with MetricsLog(run, tensorboard=True, total_steps=4) as log:
+        log.alarm(alarm, 0.5, rolled_back_to=2)
+    (line,) = run.read_jsonl("trainer_log.jsonl")
+    assert (line["current_steps"], line["alarm"], line["message"]) == (3, "kl", "far away.")
+    assert line["rolled_back_to"] == 2
+    events = EventAccumulator(str(run.path / "runs"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("alarm/kl")] == [(3, 0.75)]
 
 
 def test_a_fresh_start_has_events_of_its_own_only(run):
