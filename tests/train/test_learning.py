@@ -44,6 +44,77 @@ def test_ppo_raises_a_scripted_reward(make_online_run, notebook, critic) -> None
     assert sum(rewards[-3:]) / 3 > 0.4
 
 
+# name: (stage, keys, iterations, the reward that is reached); beside it what three seeds reached
+ONLINE = {
+    "rloo": ("rloo", {}, 20, 0.28),  # 0.45 to 0.64
+    "grpo": ("grpo", {}, 20, 0.28),  # 0.59 to 0.64
+    "Dr. GRPO": ("grpo", {"scale_rewards": "none", "loss_average": "budget"}, 20, 0.28),  # 0.42 to 0.57
+    "DAPO": ("grpo", {"loss_average": "token", "clip_range_high": 0.28}, 20, 0.25),  # 0.38 to 0.44
+    "GSPO": (
+        "grpo",
+        {"importance_sampling_level": "sequence", "clip_range": 3e-4, "clip_range_high": 4e-4},
+        *(20, 0.28),  # 0.52 to 0.64
+    ),
+    "CISPO": ("grpo", {"policy_loss": "cispo", "loss_average": "token"}, 20, 0.28),  # 0.61 to 0.77
+    "REINFORCE++": ("reinforce", {}, 20, 0.28),  # 0.52 to 0.62
+    "REINFORCE++ with groups": ("reinforce", {"reinforce_baseline": "group"}, 20, 0.28),  # 0.44 to 0.68
+    "ReMax": ("remax", {"ppo_epochs": 1}, 30, 0.2),  # 0.32 to 0.79
+    "online DPO": ("online_dpo", {}, 20, 0.28),  # 0.49 to 0.59
+    "rejection": ("rejection", {}, 20, 0.2),  # 0.30 to 0.40
+}
+
+
+@pytest.mark.parametrize("name", ONLINE)
+def test_every_online_algorithm_raises_a_scripted_reward(make_online_run, notebook, name) -> None:
+    """The reward of PPO above: an eighth of the tokens are wanted ones by chance."""
+    stage, keys, iterations, reached = ONLINE[name]
+    keys = {
+        **{"learning_rate": 2e-2, "lora_rank": 8, "lr_scheduler_type": "constant", "kl_coef": 0.0, "ppo_epochs": 2},
+        **{"per_device_train_batch_size": 16, "ppo_buffer_size": 3, "num_return_sequences": 4},
+        **keys,
+    }
+    reward = ScriptedReward(lambda ids: sum(i in WANTED for i in ids) / len(ids))
+    run, _ = make_online_run({"reward": reward}, stage=stage, **keys)
+    notes = notebook()
+    online.fit(run, iterations, notes, lambda *_: None)
+    rewards = [stats["reward_mean"] for stats in notes.stats]
+    assert sum(rewards[:2]) / 2 < 0.18
+    assert sum(rewards[-3:]) / 3 > reached
+
+
+# name: (stage, keys, the margin that is reached on held-out pairs); beside it what three seeds reached
+OFFLINE = {
+    "DPO": ("dpo", {}, 0.75),  # 1.5 to 2.0
+    "IPO": ("dpo", {"pref_loss": "ipo"}, 0.12),  # 0.25 to 0.36
+    "hinge": ("dpo", {"pref_loss": "hinge"}, 0.45),  # 0.94 to 1.2
+    "robust": ("dpo", {"pref_loss": "robust", "dpo_label_smoothing": 0.1}, 0.75),  # 1.5 to 2.2
+    "ORPO": ("dpo", {"pref_loss": "orpo"}, 0.12),  # 0.23 to 0.27
+    "CPO": ("dpo", {"pref_loss": "cpo"}, 0.7),  # 1.3 to 1.5
+    "SimPO": ("dpo", {"pref_loss": "simpo", "pref_beta": 2.0}, 3.0),  # 5.9 to 7.0
+    "KTO": ("kto", {}, 0.75),  # 1.5 to 1.8
+}
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_every_offline_algorithm_separates_held_out_pairs(tiny_config, tiny_data, tmp_path, name) -> None:
+    """The pairs of the reward model below, those of KTO as single answers; untrained, margins are about 0."""
+    stage, keys, reached = OFFLINE[name]
+    config = tiny_config(
+        stage,
+        tmp_path / "out",
+        dataset=str(tiny_data / "pairs.json"),
+        learning_rate=1e-2,
+        num_train_epochs=15,
+        val_size=4,
+        save_strategy="no",
+        lora_rank=8,
+        **keys,
+    )
+    results = train(config)
+    assert results["eval_rewards/accuracies"] == 1.0
+    assert results["eval_rewards/chosen"] - results["eval_rewards/rejected"] > reached
+
+
 def test_the_penalty_holds_the_policy_back(make_online_run, notebook) -> None:
     """The same reward under a large fixed coefficient: KL stays a fraction of what it is without one."""
     found = {}
