@@ -82,6 +82,59 @@ def test_a_missing_column_with_its_row(refused, work, tmp_path):
     assert "output" in message
 
 
+@pytest.mark.parametrize("stage", ["dpo", "rm", "kto"])
+def test_pairs_whose_sides_are_all_equal(refused, work, tmp_path, stage):
+    rows = [{"prompt": f"Count table {i}.", "chosen": "SELECT 1;", "rejected": "SELECT 1;"} for i in range(3)]
+    (tmp_path / "data" / "equal.json").write_text(json.dumps(rows), encoding="utf-8")
+    message = refused("train", work(stage=stage, dataset="data/equal.json"))
+    assert "no row is left to use: 3 dropped: chosen equals rejected (first: " in message
+    assert "equal.json, row 1" in message
+
+
+def test_pairs_of_which_some_sides_are_equal_train_without_them(work, tmp_path, capsys):
+    """Dropped, counted and named; what is left trains."""
+    rows = [{"prompt": f"Count table {i}.", "chosen": "SELECT 1;", "rejected": f"SELECT {i};"} for i in range(4)]
+    (tmp_path / "data" / "some.json").write_text(json.dumps(rows), encoding="utf-8")
+    assert main(["train", work(stage="dpo", dataset="data/some.json")]) == 0
+    said = capsys.readouterr().err
+    assert "read 4 rows, kept 3" in said
+    assert "dropped 1: chosen equals rejected (first: " in said
+    assert "some.json, row 2)" in said
+
+
+@pytest.mark.parametrize(("label", "words"), [(True, "good (true)"), (False, "bad (false)")])
+def test_judged_answers_of_one_kind_only(refused, work, tmp_path, label, words):
+    rows = [{"instruction": f"Count table {i}.", "output": f"SELECT {i};", "kto_tag": label} for i in range(3)]
+    (tmp_path / "data" / "judged.json").write_text(json.dumps(rows), encoding="utf-8")
+    message = refused("train", work(stage="kto", dataset="data/judged.json"))
+    assert f"all 3 answers are {words}: stage kto learns from good and bad ones." in message
+    assert "Add rows of the other kind" in message
+
+
+def test_a_judgement_that_is_neither_with_its_row(refused, work, tmp_path):
+    rows = [{"instruction": "Count.", "output": f"SELECT {i};", "kto_tag": tag} for i, tag in enumerate((True, "bad"))]
+    (tmp_path / "data" / "judged.json").write_text(json.dumps(rows), encoding="utf-8")
+    message = refused("train", work(stage="kto", dataset="data/judged.json"))
+    assert "judged.json, row 2: 'kto_tag' must be true or false, found 'bad'" in message
+
+
+def test_answers_without_a_judgement(refused, work):
+    message = refused("train", work(stage="kto"))
+    assert "sft.json, row 1: no column 'kto_tag' (found: instruction, input, output)" in message
+
+
+def test_answers_where_pairs_are_needed(refused, work):
+    assert "sft.json, row 1" in refused("train", work(stage="dpo"))
+
+
+def test_a_group_of_one_has_nothing_to_be_compared_with(refused, work, trained):
+    reward = trained("rm")
+    for stage in ("rloo", "grpo", "online_dpo"):
+        keys = {"reward_model": reward, "num_return_sequences": 1}
+        message = refused("train", work("group.yaml", stage=stage, **keys))
+        assert f"`num_return_sequences: 1` leaves stage {stage} nothing to compare" in message
+
+
 def test_an_empty_dataset(refused, work, tmp_path):
     (tmp_path / "data" / "empty.json").write_text("[]", encoding="utf-8")
     assert "empty.json" in refused("train", work(dataset="data/empty.json"))
