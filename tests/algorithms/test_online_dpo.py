@@ -84,6 +84,17 @@ def test_the_loss_by_hand(siblings, settings, of) -> None:
     assert term.metrics["rewards/accuracies"].tolist() == [1.0, 1.0]
 
 
+def test_the_entropy_of_both_answers_is_logged_where_there_is_one(siblings) -> None:
+    """Answers of 3, 1, 2 and 3 tokens; per token 1, 4, 2 and 3 nats, so 2.5 and 2.5 for the pairs."""
+    algorithm = OnlineDPO()
+    batch, _ = algorithm.credit(siblings, algorithm.initial_state())
+    plain = outputs(batch)
+    assert "entropy" not in algorithm.loss(Role.ACTOR, plain, batch).metrics
+    nats = torch.tensor([[1.0], [4.0], [2.0], [3.0]], dtype=torch.float64).expand(4, 4)
+    out = Outputs(logprobs=plain.logprobs, entropy=torch.where(batch.loss_mask, nats, NAN))
+    assert algorithm.loss(Role.ACTOR, out, batch).metrics["entropy"].tolist() == [2.5, 2.5]
+
+
 def test_a_pair_that_the_policy_has_the_wrong_way_round(siblings) -> None:
     algorithm = OnlineDPO(beta=0.5)
     batch, _ = algorithm.credit(scored(siblings, 0, 1, 0, 0), algorithm.initial_state())

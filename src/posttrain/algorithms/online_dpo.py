@@ -9,7 +9,7 @@ import torch
 
 from posttrain.algorithms.columns import masked_column
 from posttrain.algorithms.shaped import ShapedRewards, over_tokens
-from posttrain.functional import DPOKind, dpo_loss
+from posttrain.functional import DPOKind, dpo_loss, masked_mean
 from posttrain.types import AlgorithmState, LossTerm, Outputs, Role, RolloutBatch
 
 
@@ -63,4 +63,7 @@ class OnlineDPO(ShapedRewards):
         loss = dpo_loss(*pairs, beta=self.beta, kind=self.pref_loss, label_smoothing=self.label_smoothing)
         margin = self.beta * (pairs[0] - pairs[2] - pairs[1] + pairs[3]).detach()
         metrics = {"rewards/margins": margin, "rewards/accuracies": (margin > 0).to(loss.dtype)}
+        if out.entropy is not None:
+            entropy = masked_mean(masked_column(out, "entropy", mask).detach(), mask, dim=1)  # [B] per token
+            metrics["entropy"] = entropy.reshape(-1, 2).mean(dim=1)
         return LossTerm(loss=loss, metrics=metrics, unit="pair")
