@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from posttrain.config import load_config
+from posttrain.config import is_online, load_config
 from posttrain.train.clocks import timeless
 from posttrain.train.run import train
 
@@ -44,6 +44,11 @@ CASES = {
             **{"reward_part_norm": "batch", "reward_part_clip": 1.5, "value_coef": 10.0},
         },
     ),
+    "dpo": (2, "dpo", 2, {**UNEVEN, "pref_ftx": 0.1, "val_size": 2}),
+    "kto": (2, "kto", 2, {**UNEVEN, "kto_rejected_weight": 1.5, "val_size": 4}),
+    "grpo": (2, "grpo", 2, {**UNEVEN, "num_return_sequences": 2, "dynamic_sampling": True, "ptx_batch_size": 3}),
+    "remax": (2, "remax", 2, {**UNEVEN, "num_return_sequences": 2, "max_steps": 3}),
+    "online_dpo": (2, "online_dpo", 2, {**UNEVEN, "num_return_sequences": 4, "ppo_buffer_size": 2, "max_steps": 3}),
     "sft, a last step of one row": (3, "sft", 1, {"val_size": 2}),
     "ppo, two prompts for three": (3, "ppo", 2, {"num_return_sequences": 3, "entropy_coef": 0.01, "max_steps": 3}),
 }
@@ -88,7 +93,7 @@ def ends(processes, timeout=None):
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_config, trained, tmp_path_factory):
+def runs(tiny_config, tiny_data, trained, tmp_path_factory):
     """Folder with every case run by one process (``<case>/one``) and by several (``<case>/many``)."""
     root = tmp_path_factory.mktemp("ranks")
 
@@ -97,7 +102,8 @@ def runs(tiny_config, trained, tmp_path_factory):
         keys = {"learning_rate": 5e-3, "num_train_epochs": 2, "plot_loss": True, **keys}
         if name == "resumed":
             keys["resume_from_checkpoint"] = str(root / case / "many" / "checkpoint-2")
-        keys |= {"reward_model": str(trained / "rm")} if stage == "ppo" else {}
+        keys |= {"reward_model": str(trained / "rm")} if is_online(stage) else {}
+        keys |= {"ptx_dataset": str(tiny_data / "text.jsonl")} if "ptx_batch_size" in keys else {}
         rows = batch * (size if name == "one" else 1)
         return tiny_config(stage, root / case / name, per_device_train_batch_size=rows, **keys)
 
@@ -152,7 +158,7 @@ def test_resumed_by_as_many_it_ends_in_the_same_bits(runs) -> None:
     assert log
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("ppo")])
+@pytest.mark.parametrize("case", [case for case in CASES if is_online(CASES[case][1])])
 def test_samples_do_not_depend_on_the_process_that_draws_them(runs, case) -> None:
     one, many = (logged(runs / case / name, "completions.jsonl") for name in ("one", "many"))
     assert [row["completion"] for row in many] == [row["completion"] for row in one]
