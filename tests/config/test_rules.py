@@ -134,6 +134,11 @@ def test_the_target_of_ppo_goes_where_the_loss_charges_for_kl():
     assert load_config(PPO).online.ppo_target == 6.0
 
 
+def test_no_target_keeps_the_coefficient_fixed():
+    assert load_config({**PPO, "ppo_target": None}).online.ppo_target is None
+    assert load_config({**PPO, "ppo_target": 0}).online.ppo_target == 0
+
+
 def test_cpo_imitates_by_default_and_the_others_do_not():
     assert load_config({**PAIRS, "pref_loss": "cpo"}).preference.pref_ftx == 1.0
     assert load_config({**PAIRS, "pref_loss": "cpo", "pref_ftx": 0.2}).preference.pref_ftx == 0.2

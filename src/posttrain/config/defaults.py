@@ -56,7 +56,8 @@ def fill(values: Mapping[str, Any], command: Command) -> dict[str, Any]:
     if is_online(value("stage")) and value("alarm_reward_funcs"):
         default("metric_for_best_model", "eval_judge_reward")
     for key, preset in stage_defaults(value("stage")).items():
-        default(key, preset)
+        if key != "ppo_target" or key not in values:  # null is an answer there: no target
+            default(key, preset)
     if value("kl_in") == "loss" and "ppo_target" not in values:
         filled["ppo_target"] = None  # it steers the penalty in the reward
     if "do_train" not in filled:

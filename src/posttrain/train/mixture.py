@@ -28,8 +28,11 @@ class Mixture:
     def accumulate(self, engine: Engine) -> None:
         """Add the gradients of the rows that belong to the engine's step."""
         count = len(self.rows)
+        order: tuple[int, list[int]] = (-1, [])
         chosen = []
         for position in range(engine.step * self.size, (engine.step + 1) * self.size):
             epoch, place = divmod(position, count)
-            chosen.append(self.rows[epoch_order(count, seed=self.seed, epoch=epoch)[place]])
+            if order[0] != epoch:
+                order = (epoch, epoch_order(count, seed=self.seed, epoch=epoch))
+            chosen.append(self.rows[order[1][place]])
         engine.accumulate(self.algorithm, collate(chosen, self.pad_id), temperature=1.0)
