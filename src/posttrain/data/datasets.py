@@ -27,7 +27,7 @@ from posttrain.data.formats import (
     text_example,
 )
 from posttrain.data.rankings import EncodedRanking, encode_ranking, is_ranking, pairs_of, ranking_example
-from posttrain.data.sources import read_rows, resolve_dataset
+from posttrain.data.sources import DatasetSpec, read_rows, resolve_dataset
 from posttrain.data.template import EncodedRow, Template
 from posttrain.data.unpaired import (
     EncodedAnswer,
@@ -122,24 +122,50 @@ def read_examples(
     """The examples of several datasets, one after the other; rows that cannot train are counted in ``report``."""
     examples: list[Example] = []
     for name in names:
-        spec = resolve_dataset(name, data.dataset_dir)
-        rows = read_rows(spec.path, name=name, split=data.split)
-        limits = [limit for limit in (spec.num_samples, data.max_samples) if limit is not None]
-        rows = rows[: min(limits, default=len(rows))]
-        named = stage in ("pt", "sft") and data.text_column is not None
-        layout = spec.layout or (
-            Layout() if named else guess_layout(rows[0], f"{spec.path}, row 1", set().union(*rows))
-        )
-        make = _maker(layout, stage, data.text_column, margin_column)
+        spec, rows = dataset_rows(name, data)
+        make = example_maker(spec, rows, data, stage, margin_column=margin_column)
         for number, row in enumerate(rows, start=1):
             where = f"{spec.path}, row {number}"
             report.rows_read += 1
             try:
-                made = make(row, where)
-                examples += made if isinstance(made, tuple) else (made,)
+                examples += make(row, where)
             except UnusableRowError as unusable:
                 report.drop(unusable.reason, where)
     return examples
+
+
+def dataset_rows(name: str, data: DataConfig) -> tuple[DatasetSpec, list[dict[str, Any]]]:
+    """Where a dataset lies, and its rows, as many as ``num_samples`` and ``max_samples`` allow."""
+    spec = resolve_dataset(name, data.dataset_dir)
+    rows = read_rows(spec.path, name=name, split=data.split)
+    limits = [limit for limit in (spec.num_samples, data.max_samples) if limit is not None]
+    return spec, rows[: min(limits, default=len(rows))]
+
+
+def example_maker(
+    spec: DatasetSpec,
+    rows: Sequence[dict[str, Any]],
+    data: DataConfig,
+    stage: str,
+    *,
+    margin_column: str | None = "margin",
+) -> Callable[[dict[str, Any], str], tuple[Example, ...]]:
+    """A function from a row of this dataset, and where it stands, to the examples that the stage takes from it.
+
+    It raises UserError for a malformed row and UnusableRowError for one that cannot train.
+
+    Raises:
+        UserError: if the layout of the rows is not known.
+    """
+    named = stage in ("pt", "sft") and data.text_column is not None
+    layout = spec.layout or (Layout() if named else guess_layout(rows[0], f"{spec.path}, row 1", set().union(*rows)))
+    make = _maker(layout, stage, data.text_column, margin_column)
+
+    def made(row: dict[str, Any], where: str) -> tuple[Example, ...]:
+        found = make(row, where)
+        return found if isinstance(found, tuple) else (found,)
+
+    return made
 
 
 def hold_out(examples: Sequence[Example], val_size: float, seed: int) -> tuple[list[Example], list[Example]]:
