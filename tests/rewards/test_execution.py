@@ -5,7 +5,7 @@ import sqlite3
 import pytest
 import torch
 
-from posttrain.errors import UserError
+from posttrain.errors import RewardError, UserError
 from posttrain.rewards import SqlExecutionReward
 from posttrain.rewards.sql.columns import database, reference_sql
 from posttrain.types import RolloutBatch
@@ -76,6 +76,14 @@ def test_databases_are_found_in_their_folder_or_beside(folder):
 def test_rows_that_cannot_be_judged_are_named(folder, row, words):
     with pytest.raises(UserError, match=words):
         SqlExecutionReward(folder)(batch(["SELECT 1"], row))
+
+
+def test_a_reference_that_fails_in_the_middle_of_a_run_is_worth_a_checkpoint(folder):
+    reward = SqlExecutionReward(folder)
+    good, broken = ({"db": "shop.sqlite", "gold": f"SELECT {name} FROM item"} for name in ("name", "colour"))
+    assert reward(batch(["SELECT name FROM item"], good)).tolist() == [1.0]
+    with pytest.raises(RewardError, match=r"reference SQL does not run on .*shop\.sqlite: no such column: colour"):
+        reward(batch(["SELECT name FROM item"], broken))
 
 
 def test_the_reference_is_the_first_known_column():

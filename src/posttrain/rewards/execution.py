@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from posttrain.config import RunConfig
-from posttrain.errors import UserError
+from posttrain.errors import RewardError, UserError
 from posttrain.rewards.sql.columns import database, reference_sql
 from posttrain.rewards.sql.compare import extract_sql, is_ordered, same_result
 from posttrain.rewards.sql.sandbox import Execution, execute
@@ -35,6 +35,7 @@ class SqlExecutionReward:
         self._folder = folder
         self._limits: dict[str, Any] = {"time_limit_s": time_limit_s, "row_limit": row_limit}
         self._references: dict[tuple[Path, str], Execution] = {}
+        self._has_scored = False
 
     @classmethod
     def configured(cls, config: RunConfig) -> SqlExecutionReward:
@@ -65,10 +66,17 @@ class SqlExecutionReward:
         """[B] rewards.
 
         Raises:
-            UserError: a row without database or reference, or a reference that does not run.
+            UserError: a row of the first batch has no database or no reference that runs.
+            RewardError: one of a later batch, whose run is worth a checkpoint.
         """
         rows = zip(batch.extras, batch.completions, strict=True)
-        rewards = [self.worth(row, completion, number) for number, (row, completion) in enumerate(rows, start=1)]
+        try:
+            rewards = [self.worth(row, completion, number) for number, (row, completion) in enumerate(rows, start=1)]
+        except UserError as mistake:
+            if not self._has_scored:
+                raise
+            raise RewardError(str(mistake)) from mistake
+        self._has_scored = True
         return torch.tensor(rewards, dtype=torch.float32, device=batch.input_ids.device)
 
     def worth(self, row: Mapping[str, Any], completion: str, number: int) -> float:
