@@ -165,3 +165,30 @@ def test_termination_of_a_run_is_an_interruption(work, tmp_path, capsys, monkeyp
     assert main(["train", work()]) == 130
     assert "interrupted." in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_rows_are_shown_with_overrides_behind_options(work, capsys, monkeypatch):
+    assert main(["data", "show", work(), "--rows", "2", "cutoff_len=40", "--ids", "val_size=3"]) == 0
+    output = capsys.readouterr().out
+    assert "cutoff_len 40" in output
+    assert output.count("-- row ") == 2
+    assert "5 training rows" in output
+    assert "{+SELECT count(*)" in output
+    assert "\x1b" not in output
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert main(["data", "show", "sft.yaml"]) == 0
+    assert "\x1b[" in capsys.readouterr().out
+    for unwanted in ("--plain", None):
+        if unwanted is None:
+            monkeypatch.setenv("NO_COLOR", "1")
+        assert main(["data", "show", "sft.yaml", *([unwanted] if unwanted else [])]) == 0
+        assert "\x1b" not in capsys.readouterr().out
+
+
+def test_showing_rows_needs_a_tokenizer_and_a_number(work, capsys):
+    assert main(["data", "show", work(model_name_or_path=None)]) == 2
+    assert "`model_name_or_path` is missing" in capsys.readouterr().err
+    assert main(["data", "show", work(), "--rows", "0"]) == 2
+    assert "--rows 0" in capsys.readouterr().err

@@ -7,6 +7,19 @@ from collections.abc import Callable
 from typing import Any
 
 
+class OverridingParser(argparse.ArgumentParser):
+    """Takes ``key=value`` behind options too, where argparse itself expects no more of them."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As the parser's own."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if getattr(found, "overrides", None) is not None and self.get_default("run") is not None:
+            late = [text for text in unknown if "=" in text and not text.startswith("-")]
+            found.overrides = [*found.overrides, *late]
+            unknown = [text for text in unknown if text not in late]
+        return found, unknown
+
+
 def add_configured(
     commands: argparse._SubParsersAction[argparse.ArgumentParser],
     name: str,

@@ -1,37 +1,80 @@
-"""``posttrain data``: make data sets with the project's own generators."""
+"""``posttrain data``: show rows as a model will see them, check data, make data sets with the own generators."""
 
 from __future__ import annotations
 
 import argparse
 import inspect
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from posttrain.cli.arguments import OverridingParser, add_configured
 from posttrain.cli.output import say
 
 _NOT_FLAGS = ("directory", "domains", "progress")
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the command."""
-    parser = commands.add_parser("data", help="Make a data set, such as text-to-SQL with its databases.")
-    generators = parser.add_subparsers(
-        dest="generator", metavar="GENERATOR", title="generators", required=True, parser_class=GeneratorParser
+    """Declare the command and its actions."""
+    parser = commands.add_parser("data", help="Show rows as the model will see them, check data, make a data set.")
+    actions: Any = parser.add_subparsers(
+        dest="action", metavar="ACTION", title="actions", required=True, parser_class=GeneratorParser
     )
-    text2sql = generators.add_parser("text2sql", help="Questions, pairs, documents and SQLite databases.")
+    showing = add_configured(
+        actions, "show", show_rows, help="Print rows of a run's data token by token, coloured by what trains."
+    )
+    showing.add_argument("--rows", type=int, default=3, metavar="N", help="how many rows (default: 3)")
+    showing.add_argument("--start", type=int, default=1, metavar="K", help="number of the first one (default: 1)")
+    showing.add_argument("--held-out", action="store_true", help="rows of val_size or eval_dataset")
+    showing.add_argument("--cut", action="store_true", help="only rows that cutoff_len cuts")
+    showing.add_argument("--ids", action="store_true", help="token ids below each text")
+    showing.add_argument("--plain", action="store_true", help="marks instead of colours, as in a pipe or with NO_COLOR")
+    text2sql = actions.add_parser("text2sql", help="Make questions, pairs, documents and SQLite databases.")
+    text2sql.generates = True
     text2sql.set_defaults(run=make_text2sql)
 
 
-class GeneratorParser(argparse.ArgumentParser):
+class GeneratorParser(OverridingParser):
     """Imports its generator, and declares the generator's flags, only when it is the one that was asked for."""
+
+    generates = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As the parser's own; the flags are declared first."""
-        from posttrain.data.text2sql import generate
+        if self.generates:
+            from posttrain.data.text2sql import generate
 
-        add_flags(self, generate)
+            add_flags(self, generate)
         return super().parse_known_args(args, namespace)
+
+
+def show_rows(args: argparse.Namespace) -> int:
+    """Print rows as the model will see them."""
+    from posttrain.config import load_config
+    from posttrain.errors import UserError
+
+    for name, value in (("--rows", args.rows), ("--start", args.start)):
+        if value < 1:
+            raise UserError(f"{name} {value}: give a number from 1 on")
+    config = load_config(args.config, args.overrides, command="data")
+    if not config.model.model_name_or_path:
+        raise UserError(
+            f"{args.config}: `model_name_or_path` is missing: rows are shown as the model's tokenizer makes them; add "
+            "it to the file or behind it, such as model_name_or_path=smollm2-135m-instruct"
+        )
+    from posttrain.diagnose.show import show
+
+    options = {"start": args.start, "held_out": args.held_out, "only_cut": args.cut, "ids": args.ids}
+    for line in show(config, args.rows, colours=has_colours() and not args.plain, **options):
+        print(line)
+    return 0
+
+
+def has_colours() -> bool:
+    """Whether standard output is a terminal that shows colours, and the user has nothing against them."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def make_text2sql(args: argparse.Namespace) -> int:

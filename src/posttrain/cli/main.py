@@ -7,9 +7,11 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import posttrain
 from posttrain.cli import chat, data, environment, evaluate, export, generate, label, model, reward_parity, run, train
+from posttrain.cli.arguments import OverridingParser
 from posttrain.cli.failures import explained, failed
 from posttrain.cli.output import is_first_process, num_processes
 
@@ -64,7 +66,9 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
     )
     parser.add_argument("--version", action="version", version=f"posttrain {posttrain.__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    commands: Any = parser.add_subparsers(
+        dest="command", metavar="COMMAND", title="commands", parser_class=OverridingParser
+    )
     for command in COMMANDS:
         command.add_command(commands)
     return parser

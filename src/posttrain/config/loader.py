@@ -162,7 +162,7 @@ def _unknown(key: str) -> str:
 
 
 def _require_model(reading: _Reading, name: str, command: Command) -> None:
-    if command == "label":  # answers that are there already need no model
+    if command in ("label", "data"):  # answers that are there already, and rows as they are, need no model
         reading.values.setdefault("model_name_or_path", "")
     if "model_name_or_path" not in reading.values and not reading.mistakes:
         reading.mistakes.append(

@@ -28,6 +28,8 @@ def problems(config: RunConfig, command: Command) -> list[Finding]:
         rules += [_evaluation, _best_model, _precision]
     if command == "loop":
         rules += [_stage, _adapters, _online, _ppo, _precision]
+    if command == "data":
+        rules += [_stage, _data]
     if command == "export":
         rules += [_export]
     if command == "train":

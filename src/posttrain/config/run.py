@@ -17,7 +17,7 @@ from posttrain.config.rewards import RewardConfig
 from posttrain.config.train import TrainConfig
 from posttrain.config.use import EvalConfig, ExportConfig, GenerationConfig, PredictConfig
 
-Command = Literal["train", "loop", "export", "chat", "generate", "eval", "label"]
+Command = Literal["train", "loop", "export", "chat", "generate", "eval", "label", "data"]
 
 GROUPS: Mapping[str, type] = {
     "model": ModelConfig,
