@@ -58,7 +58,8 @@ def test_a_folder_gives_the_asked_split_only(tmp_path):
     write(tmp_path / "test.jsonl", '{"text": "c"}\n')
     assert [row["text"] for row in read_rows(tmp_path)] == ["a", "b"]
     assert [row["text"] for row in read_rows(tmp_path, split="test")] == ["c"]
-    assert [row["text"] for row in read_rows(tmp_path, split="other")] == ["c", "a", "b"]
+    with pytest.raises(UserError, match="no split 'other'; its files are named after test, train"):
+        read_rows(tmp_path, split="other")
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_a_folder_gives_the_asked_split_only(tmp_path):
         ("a.jsonl", " \n", ["a.jsonl", "empty"]),
         ("a.csv", "prompt,response\n", ["a.csv", "empty"]),
         ("a.csv", "prompt,response\na,b\na,b,c\n", ["a.csv, line 3", "more cells"]),
-        ("a.parquet", "PAR1", ["a.parquet", ".parquet", ".jsonl"]),
+        ("a.xlsx", "PK", ["a.xlsx", ".xlsx", ".jsonl"]),
     ],
 )
 def test_a_bad_file_is_named_with_its_line(tmp_path, name, text, words):
@@ -151,7 +152,7 @@ def test_an_entry_says_where_and_how(tmp_path):
     ("name", "words"),
     [
         ("plian", ["unknown dataset 'plian'", "plain"]),
-        ("hub", ["dataset 'hub'", "file_name"]),
+        ("hub", ["dataset 'hub'", "script_url", "file_name"]),
         ("nothing", ["dataset 'nothing'", "no `file_name`"]),
         ("gone", ["dataset 'gone'", "no such file", "plain.json"]),
         ("odd", ["dataset 'odd'", "alpcaa"]),
@@ -164,7 +165,7 @@ def test_a_bad_entry_or_name_says_what_to_write(tmp_path, name, words):
     info(
         tmp_path,
         plain={"file_name": "plain.json"},
-        hub={"hf_hub_url": "somewhere/else"},
+        hub={"script_url": "somewhere.py"},
         nothing={"ranking": True},
         gone={"file_name": "plan.json"},
         odd={"file_name": "plain.json", "formatting": "alpcaa"},

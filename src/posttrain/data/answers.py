@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.config import DataConfig
+from posttrain.data.datasets import dataset_table
 from posttrain.data.encode import Report
 from posttrain.data.formats import (
     Layout,
@@ -17,7 +18,6 @@ from posttrain.data.formats import (
     pair_example,
     prompt_example,
 )
-from posttrain.data.sources import read_rows, resolve_dataset
 from posttrain.errors import UserError
 
 PREDICTED = "predict"
@@ -88,17 +88,14 @@ def as_rows(messages: Iterable[Message]) -> list[dict[str, str]]:
 
 
 def _read(name: str, data: DataConfig, report: Report) -> list[AnswersExample] | None:
-    spec = resolve_dataset(name, data.dataset_dir)
-    rows = read_rows(spec.path, name=name, split=data.split)
-    limits = [limit for limit in (spec.num_samples, data.max_samples) if limit is not None]
-    rows = rows[: min(limits, default=len(rows))]
-    names = set().union(*rows)
-    layout = spec.layout or guess_layout(rows[0], f"{spec.path}, row 1", names)
-    if not _has_answers(rows[0], layout, names):
+    spec, table = dataset_table(name, data)
+    first_place, first = table[0]
+    names = set().union(*(row for _, row in table))
+    layout = spec.layout or guess_layout(first, first_place, names)
+    if not _has_answers(first, layout, names):
         return None
     found = []
-    for number, row in enumerate(rows, start=1):
-        where = f"{spec.path}, row {number}"
+    for where, row in table:
         report.rows_read += 1
         try:
             found.append(_example(row, layout, where))

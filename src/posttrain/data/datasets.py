@@ -6,10 +6,12 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from posttrain.data import encode
 from posttrain.data.encode import EncodedPair, EncodedPrompt, Report
+from posttrain.data.files import Row
 from posttrain.data.formats import (
     ChatExample,
     Example,
@@ -27,7 +29,7 @@ from posttrain.data.formats import (
     text_example,
 )
 from posttrain.data.rankings import EncodedRanking, encode_ranking, is_ranking, pairs_of, ranking_example
-from posttrain.data.sources import DatasetSpec, read_rows, resolve_dataset
+from posttrain.data.sources import DatasetSpec, resolve_dataset, rows_of
 from posttrain.data.template import EncodedRow, Template
 from posttrain.data.unpaired import (
     EncodedAnswer,
@@ -122,10 +124,9 @@ def read_examples(
     """The examples of several datasets, one after the other; rows that cannot train are counted in ``report``."""
     examples: list[Example] = []
     for name in names:
-        spec, rows = dataset_rows(name, data)
-        make = example_maker(spec, rows, data, stage, margin_column=margin_column)
-        for number, row in enumerate(rows, start=1):
-            where = f"{spec.path}, row {number}"
+        spec, table = dataset_table(name, data)
+        make = example_maker(spec, [row for _, row in table], data, stage, margin_column=margin_column)
+        for where, row in table:
             report.rows_read += 1
             try:
                 examples += make(row, where)
@@ -136,10 +137,15 @@ def read_examples(
 
 def dataset_rows(name: str, data: DataConfig) -> tuple[DatasetSpec, list[dict[str, Any]]]:
     """Where a dataset lies, and its rows, as many as ``num_samples`` and ``max_samples`` allow."""
+    spec, table = dataset_table(name, data)
+    return spec, [row for _, row in table]
+
+
+def dataset_table(name: str, data: DataConfig) -> tuple[DatasetSpec, list[Row]]:
+    """As ``dataset_rows``, each row with where it stands."""
     spec = resolve_dataset(name, data.dataset_dir)
-    rows = read_rows(spec.path, name=name, split=data.split)
     limits = [limit for limit in (spec.num_samples, data.max_samples) if limit is not None]
-    return spec, rows[: min(limits, default=len(rows))]
+    return spec, list(islice(rows_of(spec, data.split), min(limits, default=None)))
 
 
 def example_maker(
@@ -158,7 +164,7 @@ def example_maker(
         UserError: if the layout of the rows is not known.
     """
     named = stage in ("pt", "sft") and data.text_column is not None
-    layout = spec.layout or (Layout() if named else guess_layout(rows[0], f"{spec.path}, row 1", set().union(*rows)))
+    layout = spec.layout or (Layout() if named else guess_layout(rows[0], f"{spec.place}, row 1", set().union(*rows)))
     make = _maker(layout, stage, data.text_column, margin_column)
 
     def made(row: dict[str, Any], where: str) -> tuple[Example, ...]:

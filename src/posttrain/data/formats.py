@@ -11,7 +11,7 @@ from posttrain.errors import UserError
 
 ChatRole = Literal["system", "user", "assistant", "tool"]
 
-PROMPT_COLUMNS = ("instruction", "prompt", "query", "question")
+PROMPT_COLUMNS = ("instruction", "prompt", "question", "query")
 RESPONSE_COLUMNS = ("output", "response", "answer", "completion", "ranked")
 MESSAGE_COLUMNS = ("messages", "conversations", "conversation")
 UNSUPPORTED_COLUMNS = ("tools", "images", "videos", "audios")
@@ -140,7 +140,7 @@ def guess_layout(row: Mapping[str, Any], where: str, names: Collection[str] = ()
     columns = {name: name for name in OPTIONAL_COLUMNS if name in row or name in names}
     columns |= {name: name for name in ("chosen", "rejected") if name in row}
     holder = next((name for name in (*MESSAGE_COLUMNS, "prompt") if isinstance(row.get(name), list)), None)
-    if holder is not None:
+    if holder is not None and not _repeats_an_answer(row, holder):
         return Layout(formatting="sharegpt", columns={**columns, "messages": holder})
     prompt = next((name for name in PROMPT_COLUMNS if name in row), None)
     if prompt is not None:
@@ -159,6 +159,11 @@ def guess_layout(row: Mapping[str, Any], where: str, names: Collection[str] = ()
         "messages, conversations, prompt/chosen/rejected or text; other names are mapped under `columns` in "
         "dataset_info.json."
     )
+
+
+def _repeats_an_answer(row: Mapping[str, Any], holder: str) -> bool:
+    """Whether the messages are one of the whole conversations in ``chosen`` and ``rejected`` once more."""
+    return isinstance(row.get("chosen"), list) and row[holder] in (row["chosen"], row.get("rejected"))
 
 
 def text_example(row: Mapping[str, Any], layout: Layout, where: str, text_column: str | None = None) -> TextExample:

@@ -1,183 +1,203 @@
-"""Files -> rows: where a dataset lies, and reading it with messages that name the file and the line."""
+"""Where a dataset lies: names, paths, folders and hubs -> rows."""
 
 from __future__ import annotations
 
-import csv
 import difflib
-import gzip
-import io
 import json
-import zlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from posttrain.data.files import PACKED, SUFFIXES, Row, kind_of, read_text, rows_of_file
 from posttrain.data.formats import ROLE_NAMES, ChatRole, Layout
+from posttrain.data.hub import NAME, HubSource, rows_of_hub
 from posttrain.errors import UserError
 
-SUFFIXES = (".json", ".jsonl", ".txt", ".csv", ".tsv")
 INFO_FILE = "dataset_info.json"
-_HUBS = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
+ONLINE = "ONLINE"
 _ALPACA_COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
+# What stands beside the data in a folder and is none.
+_NO_DATA = re.compile(
+    r"\.|(dataset_infos?|dataset_dict|state)\.json$|(readme|licen[cs]e|source|notice|requirements)\b", re.IGNORECASE
+)
+_SPLITS = re.compile(r"(train|training|test|testing|valid|validation|dev|eval)(?![A-Za-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
-    """A dataset's file and how its rows are laid out.
+    """Where a dataset lies and how its rows are laid out.
 
     Attributes:
-        name: as the user wrote it. path: its file, or a folder of files.
+        name: as the user wrote it. path: its file, or a folder of files; None where it lies on a hub.
+        hub: its place on a hub.
         layout: None where the first row's columns decide.
         num_samples: read at most so many rows.
+        split: of the dataset; None is the ``split`` of the configuration.
     """
 
     name: str
-    path: Path
+    path: Path | None = None
+    hub: HubSource | None = None
     layout: Layout | None = None
     num_samples: int | None = None
+    split: str | None = None
+
+    @property
+    def place(self) -> str:
+        """Where it lies, for messages."""
+        return str(self.path) if self.hub is None else self.hub.label
 
 
 def resolve_dataset(name: str, dataset_dir: str | Path = "data") -> DatasetSpec:
-    """Find a dataset by its name in ``dataset_info.json``, or by its path.
+    """Find a dataset by its name in ``dataset_info.json``, by its path, or on the Hugging Face hub.
 
     Args:
         name: an entry of ``dataset_dir/dataset_info.json``; or a path, from the working directory or from
-            ``dataset_dir``, with or without its suffix.
-        dataset_dir: the folder with the datasets.
+            ``dataset_dir``, with or without its suffix; or ``owner/name`` or ``owner/name:subset`` of the hub.
+        dataset_dir: the folder with the datasets; ``ONLINE`` takes every name for one of the hub.
 
     Raises:
         UserError: unknown name (with the nearest), missing file (with near names in the folder), broken entry.
     """
+    if str(dataset_dir).startswith("REMOTE:"):
+        raise UserError(
+            f"dataset_dir: {dataset_dir}: an index that lies on a hub is not read; download its {INFO_FILE} into a "
+            "folder and name that"
+        )
+    if str(dataset_dir) == ONLINE:
+        return _spec_on_hub(name)
     folder = Path(dataset_dir).expanduser()
     info = _read_info(folder / INFO_FILE)
     if name in info:
         return _spec_of_entry(name, info[name], folder)
-    beside = [folder / f"{name}{suffix}{zipped}" for zipped in ("", ".gz") for suffix in SUFFIXES]
+    beside = [folder / f"{name}{suffix}{packed}" for packed in ("", *PACKED) for suffix in SUFFIXES]
     for path in (Path(name).expanduser(), folder / name, *beside):
         if path.exists():
             return DatasetSpec(name=name, path=path)
+    is_file_name = kind_of(Path(name)) in SUFFIXES or Path(name).expanduser().parent.is_dir()
+    if NAME.fullmatch(name) and not is_file_name:
+        return _spec_on_hub(name)
     if Path(name).suffix or "/" in name or "\\" in name:
         raise UserError(_missing_file(Path(name).expanduser(), f"dataset {name!r}"))
     files = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     near = difflib.get_close_matches(name, [*info, *files], n=3, cutoff=0.5)
     place = f"{folder / INFO_FILE} has {len(info)} datasets" if info else f"there is no {folder / INFO_FILE}"
-    hint = f"Did you mean {' or '.join(near)}?" if near else "Give an entry of that file or the path of a data file."
+    hint = (
+        f"Did you mean {' or '.join(near)}?"
+        if near
+        else ("Give an entry of that file, the path of a data file, or owner/name of a dataset on the hub.")
+    )
     raise UserError(f"unknown dataset {name!r}: {place}, none of that name, and no file of that name. {hint}")
 
 
+def rows_of(spec: DatasetSpec, split: str = "train", *, streaming: bool = False) -> Iterator[Row]:
+    """The rows of a dataset with where they stand, read as they are asked for.
+
+    Args:
+        spec: where it lies. split: to take where it does not say so itself. streaming: of hubs, download no more
+            than is asked for.
+
+    Raises:
+        UserError: as ``iter_rows``, or as ``rows_of_hub``.
+    """
+    if spec.hub is not None:
+        return rows_of_hub(spec.hub, spec.split or split, streaming=streaming)
+    assert spec.path is not None
+    return iter_rows(spec.path, name=spec.name, split=spec.split or split)
+
+
 def read_rows(path: str | Path, *, name: str | None = None, split: str = "train") -> list[dict[str, Any]]:
-    """All rows of a data file, or of the files in a folder.
+    """All rows of a data file, or of the files in a folder; see ``iter_rows``."""
+    return [row for _, row in iter_rows(path, name=name, split=split)]
+
+
+def iter_rows(path: str | Path, *, name: str | None = None, split: str = "train") -> Iterator[Row]:
+    """The rows of a data file, or of the files in a folder, one after the other, with where they stand.
 
     Read: .json (a list of objects, or one object per line), .jsonl, .csv, .tsv, .txt (one row ``{"text": line}``
-    per line that is not blank), each also as .gz. In a folder with files named after splits (train.jsonl ...) those
-    of ``split`` are read, else all of them.
+    per line that is not blank), each also as .gz or .zst; .parquet, .arrow and .feather.
 
     Raises:
         UserError: missing, empty, unreadable or malformed file; the message names the file and the line or row.
     """
     path = Path(path).expanduser()
     label = f"dataset {name!r}" if name else "data file"
-    if path.is_dir():
-        files = sorted(p for p in path.iterdir() if _kind(p) in SUFFIXES and p.name != INFO_FILE)
-        files = [p for p in files if p.name.startswith(split)] or files
-        if not files:
-            raise UserError(f"{label}: no data files ({', '.join(SUFFIXES)}) in the folder {path}")
-        return [row for file in files for row in read_rows(file, name=name)]
-    if not path.is_file():
+    is_empty = True
+    for file in data_files(path, label, split):
+        for row in rows_of_file(file):
+            is_empty = False
+            yield row
+    if is_empty:
+        raise UserError(f"{label} is empty: {path} holds no rows")
+
+
+def data_files(path: Path, label: str, split: str = "train") -> list[Path]:
+    """The file itself, or those of a folder that belong to ``split``, folders in it included.
+
+    A file belongs to a split when its name begins with it (``train-00000-of-00004.parquet``) or a folder on the way
+    to it is called so; where no file is named after any split, all are read. A folder that ``datasets.save_to_disk``
+    wrote gives the files that it lists.
+
+    Raises:
+        UserError: nothing there, or other splits only.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
         raise UserError(_missing_file(path, label))
-    kind = _kind(path)
-    if kind not in SUFFIXES:
-        raise UserError(f"{path}: cannot read {kind or 'files without suffix'}; known: {', '.join(SUFFIXES)} (and .gz)")
-    text = _read_text(path)
-    if not text.strip():
-        raise UserError(f"{label} is empty: {path} holds no rows")
-    if kind in (".csv", ".tsv"):
-        rows = _read_table(text, path, "\t" if kind == ".tsv" else ",")
-    elif kind == ".txt":
-        rows = [{"text": line} for line in text.splitlines() if line.strip()]
-    else:
-        rows = _read_json(text, path, lines=kind == ".jsonl")
-    if not rows:
-        raise UserError(f"{label} is empty: {path} holds no rows")
-    return rows
+    below = sorted(file for file in path.rglob("*") if file.is_file() and kind_of(file) in SUFFIXES)
+    saved = {file.parent: _saved_files(file) for file in path.rglob("state.json")}
+    files = [
+        file
+        for file in below
+        if not any(_NO_DATA.match(part) for part in file.relative_to(path).parts)
+        and file.name in (saved.get(file.parent) or (file.name,))
+    ]
+    if not files:
+        raise UserError(f"{label}: no data files ({', '.join(SUFFIXES)}) in the folder {path}")
+    chosen = [file for file in files if _belongs(file.relative_to(path), split)]
+    if chosen:
+        return chosen
+    named = sorted({match[1] for file in files for part in file.relative_to(path).parts if (match := _split(part))})
+    if named:
+        raise UserError(
+            f"{label}: the folder {path} has no split {split!r}; its files are named after {', '.join(named)} "
+            "(choose one with `split`)"
+        )
+    return files
 
 
-def _kind(path: Path) -> str:
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
-    return suffixes[-1] if suffixes else ""
+def _split(part: str) -> re.Match[str] | None:
+    return _SPLITS.match(part)
 
 
-def _read_text(path: Path) -> str:
+def _belongs(file: Path, split: str) -> bool:
+    *folders, name = file.parts
+    after = name[len(split) :]
+    return split in folders or (name.startswith(split) and not after[:1].isalpha())
+
+
+def _saved_files(state: Path) -> tuple[str, ...]:
+    """The files that ``datasets.save_to_disk`` names beside themselves; empty where another program wrote this."""
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}, line {line}: not UTF-8 text; save the file in UTF-8") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+        listed = json.loads(read_text(state))["_data_files"]
+        return tuple(str(item["filename"]) for item in listed)
+    except (ValueError, KeyError, TypeError):
+        return ()
 
 
-def _read_table(text: str, path: Path, delimiter: str) -> list[dict[str, Any]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    rows = []
-    try:
-        for row in reader:
-            if None in row:
-                raise UserError(f"{path}, line {reader.line_num}: more cells than the header has columns")
-            rows.append({key: value for key, value in row.items() if value is not None})
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: malformed table ({error})") from None
-    return rows
-
-
-def _read_json(text: str, path: Path, *, lines: bool) -> list[dict[str, Any]]:
-    """A JSON list, or one JSON object per line, whatever the suffix promises."""
-    if text.lstrip()[0] == "[":
-        try:
-            rows: list[Any] = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {error.lineno}: malformed JSON ({error.msg})") from None
-        places = [f"row {i + 1}" for i in range(len(rows))]
-    elif lines or _is_lines(text):
-        # Not splitlines(): JSON strings may hold U+2028 and other line ends that are none in JSON Lines.
-        numbered = [(i, line) for i, line in enumerate(text.split("\n"), start=1) if line.strip()]
-        rows, places = [_parse_line(line, i, path) for i, line in numbered], [f"line {i}" for i, _ in numbered]
-    else:
-        try:
-            found = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {error.lineno}: malformed JSON ({error.msg})") from None
-        keys = f"an object with keys {', '.join(found)}" if isinstance(found, dict) else type(found).__name__
-        raise UserError(f"{path}: expected a list of rows, [{{...}}, ...], found {keys}")
-    for row, place in zip(rows, places, strict=True):
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, {place}: expected an object with columns, found {type(row).__name__}")
-    return rows
-
-
-def _is_lines(text: str) -> bool:
-    """True if the first line alone is a JSON object and more follows."""
-    first, _, rest = text.strip().partition("\n")
-    try:
-        return isinstance(json.loads(first), dict) and bool(rest.strip())
-    except json.JSONDecodeError:
-        return False
-
-
-def _parse_line(line: str, number: int, path: Path) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {number}: malformed JSON ({error.msg} at column {error.colno})") from None
+def _spec_on_hub(name: str) -> DatasetSpec:
+    repo, _, subset = name.partition(":")
+    return DatasetSpec(name=name, hub=HubSource(repo=repo, subset=subset or None))
 
 
 def _read_info(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        info = json.loads(_read_text(path))
+        info = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: malformed JSON ({error.msg})") from None
     if not isinstance(info, dict):
@@ -189,18 +209,49 @@ def _spec_of_entry(name: str, entry: Any, folder: Path) -> DatasetSpec:
     place = f"{folder / INFO_FILE}, dataset {name!r}"
     if not isinstance(entry, Mapping):
         raise UserError(f"{place}: expected an object, found {type(entry).__name__}")
-    if "file_name" not in entry:
-        if any(hub in entry for hub in _HUBS):
-            raise UserError(f"{place}: only a hub or script is named; download its file and name it as `file_name`")
-        raise UserError(f"{place}: no `file_name`")
-    path = Path(str(entry["file_name"])).expanduser()
-    path = path if path.is_absolute() else folder / path
-    if not path.exists():
-        raise UserError(_missing_file(path, place))
+    for key in ("subset", "split", "folder", "file_name", "hf_hub_url", "ms_hub_url"):
+        if entry.get(key) is not None and not isinstance(entry[key], str):
+            raise UserError(f"{place}: {key} must be text, found {entry[key]!r}")
     limit = entry.get("num_samples")
     if limit is not None and (not isinstance(limit, int) or limit < 1):
         raise UserError(f"{place}: num_samples must be a whole number above 0, found {limit!r}")
-    return DatasetSpec(name=name, path=path, layout=_layout_of_entry(entry, place), num_samples=limit)
+    path, hub = (_file_of_entry(entry, place, folder), None) if "file_name" in entry else (None, _hub_of(entry, place))
+    return DatasetSpec(
+        name=name,
+        path=path,
+        hub=hub,
+        layout=_layout_of_entry(entry, place),
+        num_samples=limit,
+        split=entry.get("split"),
+    )
+
+
+def _file_of_entry(entry: Mapping[str, Any], place: str, folder: Path) -> Path:
+    path = Path(entry["file_name"]).expanduser()
+    path = path if path.is_absolute() else folder / path
+    if not path.exists():
+        raise UserError(_missing_file(path, place))
+    for key in ("folder", "subset"):
+        if entry.get(key) and path.is_dir():
+            path = path / entry[key]
+            if not path.is_dir():
+                raise UserError(f"{place}: {key}: {_missing_file(path, 'folder')}")
+    return path
+
+
+def _hub_of(entry: Mapping[str, Any], place: str) -> HubSource:
+    for key in ("hf_hub_url", "ms_hub_url"):
+        if entry.get(key):
+            return HubSource(
+                repo=entry[key],
+                subset=entry.get("subset"),
+                folder=entry.get("folder"),
+                modelscope=key == "ms_hub_url",
+            )
+    for key in ("om_hub_url", "script_url", "cloud_file_name"):
+        if entry.get(key):
+            raise UserError(f"{place}: `{key}` is not read; download the data and name the file as `file_name`")
+    raise UserError(f"{place}: no `file_name`, and no `hf_hub_url` either")
 
 
 def _layout_of_entry(entry: Mapping[str, Any], place: str) -> Layout | None:

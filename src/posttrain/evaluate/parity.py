@@ -15,9 +15,8 @@ from torch import Tensor
 from posttrain.algorithms import SFT
 from posttrain.config import RunConfig, is_online
 from posttrain.data.batches import collate
+from posttrain.data.datasets import dataset_rows
 from posttrain.data.formats import guess_layout
-from posttrain.data.sources import read_rows as read_table
-from posttrain.data.sources import resolve_dataset
 from posttrain.data.template import EncodedRow, Template, pad_token_id
 from posttrain.engine import Engine, OptimizerSettings
 from posttrain.errors import UserError
@@ -167,9 +166,8 @@ def _kind(config: RunConfig) -> str:
     names = config.data.eval_dataset or config.data.dataset
     if not names:
         return "rm"  # which then says that there are none
-    spec = resolve_dataset(names[0], config.data.dataset_dir)
-    rows = read_table(spec.path, name=names[0], split=config.data.split)
-    layout = spec.layout or guess_layout(rows[0], f"{spec.path}, row 1", set().union(*rows))
+    spec, rows = dataset_rows(names[0], config.data)
+    layout = spec.layout or guess_layout(rows[0], f"{spec.place}, row 1", set().union(*rows))
     answers = rows[0].get(layout.columns.get("response", ""))
     return "rm" if "chosen" in layout.columns or isinstance(answers, list) else "sft"
 

@@ -41,7 +41,7 @@ def outside_inputs(stage: PipelineStage, inside: Iterable[str]) -> dict[str, Any
             spec = resolve_dataset(name, str(stage.values.get("dataset_dir") or KEYS["dataset_dir"].default))
         except (UserError, OSError):
             continue
-        if not _is_in(spec.path, folders):
+        if spec.path is not None and not _is_in(spec.path, folders):
             found[f"dataset {name}"] = [repr(spec.layout), spec.num_samples, _seen(spec.path)]
     for text in _named_paths(stage):
         path = Path(text).expanduser()

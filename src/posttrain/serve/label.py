@@ -118,7 +118,8 @@ def _check_free(config: RunConfig, target: Path, journal: Path) -> None:
         UserError: the file is one of the datasets, or is there without the journal that it was written from.
     """
     for name in config.data.dataset or config.data.eval_dataset:
-        if resolve_dataset(name, config.data.dataset_dir).path.resolve() == target.resolve():
+        path = resolve_dataset(name, config.data.dataset_dir).path
+        if path is not None and path.resolve() == target.resolve():
             raise UserError(f"output_file: {target} is the dataset {name!r} itself; name another file")
     if target.exists() and not journal.exists() and not config.train.overwrite_output_dir:
         raise UserError(
