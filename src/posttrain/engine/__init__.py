@@ -1,9 +1,18 @@
 """The engine: the only room that knows how roles are run, stepped and distributed."""
 
 from posttrain.engine.engine import Engine, NonFiniteError
-from posttrain.engine.microbatches import dealt
+from posttrain.engine.microbatches import DEFAULT_MAX_TOKENS, dealt
 from posttrain.engine.optimizer import OptimizerSettings
 from posttrain.engine.processes import Processes, joined
 from posttrain.engine.state import DamagedError
 
-__all__ = ["DamagedError", "Engine", "NonFiniteError", "OptimizerSettings", "Processes", "dealt", "joined"]
+__all__ = [
+    "DEFAULT_MAX_TOKENS",
+    "DamagedError",
+    "Engine",
+    "NonFiniteError",
+    "OptimizerSettings",
+    "Processes",
+    "dealt",
+    "joined",
+]

@@ -165,7 +165,7 @@ def fold(model: PreTrainedModel, names: Sequence[str]) -> None:
     """Add adapters to the base weights for good and drop them: one addition now instead of one in every forward."""
     with torch.no_grad():
         for layer in lora_layers(model):
-            weight = _base_weight(layer)
+            weight = base_weight(layer)
             worn = [name for name in names if name in layer.lora_A]
             if worn:
                 weight.copy_(_added(weight, [layer.get_delta_weight(name) for name in worn]))
@@ -185,7 +185,7 @@ def merged(model: PreTrainedModel, names: Sequence[str]) -> Iterator[None]:
     try:
         with torch.no_grad():
             for layer in lora_layers(model):
-                weight = _base_weight(layer)
+                weight = base_weight(layer)
                 worn = [name for name in names if name in layer.lora_A]
                 if worn:
                     pristine.append((weight, weight.data))
@@ -197,7 +197,8 @@ def merged(model: PreTrainedModel, names: Sequence[str]) -> Iterator[None]:
             weight.data = data
 
 
-def _base_weight(layer: LoraLinear) -> nn.Parameter:
+def base_weight(layer: LoraLinear) -> nn.Parameter:
+    """The weight that a layer's adapters are added to."""
     weight = layer.get_base_layer().weight
     assert isinstance(weight, nn.Parameter)
     return weight

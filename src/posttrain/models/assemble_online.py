@@ -212,7 +212,7 @@ def _add_critic(config: RunConfig, parts: _Parts, members: dict[str, _Member]) -
     critic = actor = members["actor"]
     if config.ppo.critic == "model":
         critic = members["critic"] = _Member(_critic_trunk(config, parts.links, parts.common, parts.beside))
-        critic.base_trains = base_parameters(critic.backbone, config.method) - _head_of_its_own(critic.backbone)
+        critic.base_trains = base_parameters(critic.backbone, config.method) - head_of_its_own(critic.backbone)
     critic.costumes[Role.CRITIC] = Costume(wears=(), head="value", trains="base")
     critic.heads["value"] = ScalarHead(actor.width, "value") if critic is actor else parts.critic_head(critic.width)
 
@@ -241,7 +241,7 @@ def _critic_trunk(
     return model
 
 
-def _head_of_its_own(model: PreTrainedModel) -> frozenset[str]:
+def head_of_its_own(model: PreTrainedModel) -> frozenset[str]:
     """Parameters of the output head that are not the embedding's too: no value ever reaches them."""
     inside = {id(p) for p in model.get_output_embeddings().parameters()}
     inside -= {id(p) for p in model.get_input_embeddings().parameters()}

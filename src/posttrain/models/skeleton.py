@@ -1,0 +1,158 @@
+"""A model without its weights: sizes and shapes of everything, for planning, from config.json alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from posttrain.errors import UserError
+from posttrain.models import attention
+from posttrain.models.load import first_line, quiet, read_json
+
+_META = torch.device("meta")
+
+
+def skeleton(folder: str | Path, *, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model of a folder on the meta device: every module and shape, no memory; frozen, attention packed.
+
+    Raises:
+        UserError: the folder has no readable config.json, or it is not of a causal language model.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    place = Path(folder).expanduser()
+    if not (place / "config.json").is_file():
+        raise UserError(f"{place} is not a model folder: it has no config.json.")
+    read_json(place / "config.json")
+    try:
+        with quiet(), _META:
+            config = AutoConfig.from_pretrained(str(place), trust_remote_code=trust_remote_code, local_files_only=True)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, trust_remote_code=trust_remote_code
+            )
+    except Exception as error:  # configuration and architecture fail with classes of their own
+        raise UserError(f"{place} cannot be read as a causal language model: {first_line(error)}") from error
+    attention.register()
+    model.set_attn_implementation(attention.NAME)
+    model.requires_grad_(False)
+    return model
+
+
+def saved_bytes(model: PreTrainedModel, num_tokens: int, longest: int | None = None) -> int:
+    """What the trunk keeps for its backward pass over packed rows of this many tokens together.
+
+    The forward runs on the meta device, so that every architecture tells its own size; parameters are not counted.
+
+    Args:
+        model: a skeleton, ``requires_grad`` as in training.
+        num_tokens: of all rows.
+        longest: of the longest row; counts where attention keeps its scores, with dropout or a soft-cap.
+
+    Returns:
+        Bytes of all tensors that autograd holds, each storage once; without activation checkpointing.
+    """
+    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    held: dict[int, torch.UntypedStorage] = {}
+
+    def hold(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            held[storage._cdata] = storage
+        return tensor
+
+    ids = torch.zeros(1, num_tokens, dtype=torch.long, device=_META)
+    training = model.training
+    model.train()
+    try:
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(hold, _same):
+            # a mask, though nothing reads it: without one transformers looks into the positions, which have no values
+            model.get_decoder()(
+                input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, plan=_Sizes(longest or num_tokens)
+            )
+    finally:
+        model.train(training)
+    return sum(storage.nbytes() for storage in held.values())
+
+
+def num_elements(model: nn.Module, wanted: Callable[[str, nn.Parameter], bool] = lambda name, p: True) -> int:
+    """How many numbers the parameters hold that are wanted by name; shared ones count once."""
+    return sum(p.numel() for name, p in model.named_parameters() if wanted(name, p))
+
+
+def stored_elements(folder: str | Path) -> int:
+    """How many numbers the weight files of a folder hold, from the headers of its safetensors files.
+
+    Raises:
+        UserError: there is none, or one is damaged.
+    """
+    files = sorted(Path(folder).expanduser().glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{folder} holds no safetensors files, so the size of its model is not known.")
+    total = 0
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} is damaged ({first_line(error)}).") from error
+    return total
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+class _Sizes:
+    """An attention plan that keeps what packed attention keeps, and attends to nothing.
+
+    Args:
+        longest: tokens that a token may look at.
+    """
+
+    def __init__(self, longest: int) -> None:
+        self.longest = longest
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        dropout: float,
+        sliding_window: int | None,
+        softcap: float | None,
+        **_: Any,
+    ) -> Tensor:
+        """See ``AttentionPlan.attend``."""
+        groups = query.shape[1] // key.shape[1]
+        if groups > 1:
+            key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+        # fused attention keeps no scores; it knows neither a soft-cap nor, on a CPU, dropout
+        tables = 2 if softcap is not None else 3 if dropout else 0
+        scores = query.new_empty(tables, *query.shape[:-1], self.longest)
+        windowed = sliding_window is not None and sliding_window < self.longest and not tables
+        mask = query.new_empty(query.shape[2] if windowed else 0, self.longest)
+        out: Tensor = _KeepsAll.apply(query, key, value, scores, mask)  # type: ignore[no-untyped-call]
+        return torch.cat([out], dim=2).transpose(1, 2)
+
+
+class _KeepsAll(torch.autograd.Function):
+    """Saves its inputs and its output."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, *others: Tensor) -> Tensor:
+        out = torch.empty_like(query)
+        ctx.save_for_backward(query, *others, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        raise RuntimeError("a skeleton has no gradients")
