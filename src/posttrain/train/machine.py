@@ -38,7 +38,9 @@ def _container_limits(root: Path = Path("/sys/fs/cgroup")) -> list[tuple[int, in
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
         try:
-            found.append((int((root / limit).read_text()), int((root / used).read_text())))
+            found.append(
+                (int((root / limit).read_text(encoding="ascii")), int((root / used).read_text(encoding="ascii")))
+            )
         except (OSError, ValueError):  # no such file, or "max"
             continue
     return found
