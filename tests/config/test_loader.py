@@ -300,6 +300,17 @@ def test_values_from_elsewhere_are_read_with_a_note(given_as, key, value):
     assert f"`{next(iter(given_as))}" in config.warnings[0]
 
 
+def test_quantisation_under_other_names():
+    config = load_config({**MINIMAL, "load_in_4bit": True, "bnb_4bit_quant_type": "fp4", "use_bnb_nested_quant": False})
+    assert (config.model.quantization_bit, config.model.quantization_type) == (4, "fp4")
+    assert config.model.double_quantization is False
+    assert load_config({**MINIMAL, "load_in_8bit": True}).model.quantization_bit == 8
+    assert load_config({**MINIMAL, "load_in_8bit": False}).model.quantization_bit is None
+    assert load_config({**MINIMAL, "quantization_method": "BNB"}).model.quantization_method == "bnb"
+    exported = load_config({**MINIMAL, "quantization_bit": 4, "export_dir": "merged"}, command="export")
+    assert "ignored by export" in exported.warnings[0]
+
+
 def test_reports_can_be_switched_off():
     assert load_config({**MINIMAL, "report_to": "none"}).train.report_to == ()
     assert load_config({**MINIMAL, "report_to": False}).warnings == ()
@@ -314,7 +325,12 @@ def test_reports_can_be_switched_off():
         ({"optim": "adafactor"}, "`optim: adafactor` is not supported"),
         ({"num_beams": 4}, "`num_beams: 4` is not supported"),
         ({"additional_target": "embed_tokens"}, "finetuning_type: freeze"),
-        ({"quantization_bit": 4}, "unquantised"),
+        ({"quantization_bit": 3}, "bitsandbytes has 4 and 8 bits"),
+        ({"quantization_bit": 4, "quantization_method": "hqq"}, "(quantization_method: bnb)"),
+        ({"quantization_bit": 4, "finetuning_type": "full"}, "quantised weights cannot train"),
+        ({"ref_model_quantization_bit": 4}, "on the same base in memory"),
+        ({"device_map": "balanced"}, "write device_map: auto"),
+        ({"device_map": "somewhere"}, "is no device"),
         ({"task": "mmlu_test"}, "lm-eval"),
         ({"deepspeed": "ds.json"}, "each process holds the whole model"),
     ],

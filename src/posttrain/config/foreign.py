@@ -31,6 +31,11 @@ REFUSED_VALUES: Mapping[tuple[str, str], str] = {
     ("pref_loss", "kto_pair"): "is not supported; apo_zero is its successor for pairs, and stage: kto takes answers "
     "judged one by one",
     ("finetuning_type", "oft"): "is not one of lora, full, freeze; use lora, whose adapters train the same layers",
+    **{
+        ("quantization_method", name): "is not supported; the base is quantised while it is loaded, by bitsandbytes "
+        "(quantization_method: bnb)"
+        for name in ("gptq", "awq", "aqlm", "quanto", "eetq", "hqq", "mxfp4", "fp8")
+    },
     ("lr_scheduler_type", "polynomial"): "is not supported; linear is the same curve with power 1",
     ("lr_scheduler_type", "cosine_with_restarts"): "is not supported; cosine is the same curve without restarts",
     ("lr_scheduler_type", "cosine_with_min_lr"): "is not supported; cosine falls to 0",
@@ -82,17 +87,14 @@ _IGNORED: tuple[tuple[str, str], ...] = (
         "freeze_multi_modal_projector freeze_language_model",
     ),
     (
-        "it belongs to loading a quantised model, and the base is loaded unquantised",
-        "quantization_method quantization_type double_quantization quantization_device_map",
-    ),
-    (
         "the model is loaded whole, onto one device",
-        "low_cpu_mem_usage offload_folder device_map moe_aux_loss_coef",
+        "low_cpu_mem_usage offload_folder moe_aux_loss_coef",
     ),
     (
         "sums that need it are computed in float32",
         "upcast_layernorm upcast_lmhead_output half_precision_backend fp16_opt_level fp16_backend fp16_full_eval "
-        "bf16_full_eval tf32 compute_dtype fp8_backend fp8_enable_fsdp_float8_all_gather",
+        "bf16_full_eval tf32 compute_dtype bnb_4bit_compute_dtype bnb_4bit_quant_storage "
+        "fp8_backend fp8_enable_fsdp_float8_all_gather",
     ),
     (
         "give tokens for model hubs in the environment (HF_TOKEN), not in a file that is copied into output_dir",
@@ -209,12 +211,6 @@ _IGNORED: tuple[tuple[str, str], ...] = (
 
 _REFUSED: tuple[tuple[str, tuple[object, ...], str], ...] = (
     (
-        "the base is loaded unquantised; remove the line, and save memory with finetuning_type: lora, "
-        "gradient_checkpointing: true and a smaller max_tokens_per_microbatch",
-        (),
-        "quantization_bit reward_model_quantization_bit ref_model_quantization_bit load_in_4bit load_in_8bit",
-    ),
-    (
         "exports are unquantised safetensors; export first and quantise the folder with the program that will serve it",
         (),
         "export_quantization_bit",
@@ -313,7 +309,7 @@ _REFUSED: tuple[tuple[str, tuple[object, ...], str], ...] = (
         "parallelism_config dist_config",
     ),
     (
-        "the model is always a causal language model, loaded unquantised",
+        "the model is always a causal language model; quantization_bit quantises its base",
         (),
         "model_class quant_config",
     ),

@@ -27,6 +27,24 @@ class ModelConfig:
         "auto",
         help="Precision of the loaded weights; `auto` takes bf16 or fp16 where asked for on a GPU, else float32.",
     )
+    quantization_bit: int | None = option(
+        None, help="Bits of the frozen base under LoRA adapters, 4 or 8, through bitsandbytes; null loads it as it is."
+    )
+    quantization_method: Literal["bnb"] = option("bnb", help="What quantises: bitsandbytes.")
+    quantization_type: Literal["nf4", "fp4"] = option("nf4", help="Code book of 4 bits.")
+    double_quantization: bool = option(True, help="4 bits: quantise the scales of the blocks, too.")
+    quantization_device_map: Literal["auto"] | None = option(
+        None, help="Accepted for compatibility; the base is put whole on the one device that a process uses."
+    )
+    device_map: str | None = option(
+        None, help="Where the model is put: null or `auto` is the GPU if there is one; `cpu`, `cuda` or `cuda:0`."
+    )
+    ref_model_quantization_bit: int | None = option(
+        None, help="Must be what `quantization_bit` is: the reference stands on the base of the model that trains."
+    )
+    reward_model_quantization_bit: int | None = option(
+        None, help="Bits of a reward model that is a whole model; null loads it as it is. An adapter has its base's."
+    )
     allow_mismatch: bool = option(
         False, help="Accept an adapter that was trained on another backbone; its scores may mean nothing."
     )

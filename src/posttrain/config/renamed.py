@@ -13,6 +13,9 @@ RENAMED: Mapping[str, str] = {
     "per_gpu_train_batch_size": "per_device_train_batch_size",
     "per_gpu_eval_batch_size": "per_device_eval_batch_size",
     "activation_checkpointing": "gradient_checkpointing",
+    "bnb_4bit_quant_type": "quantization_type",
+    "bnb_4bit_use_double_quant": "double_quantization",
+    "use_bnb_nested_quant": "double_quantization",
 }
 """Former names: read as the key they became, with a note."""
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from posttrain.config.alarm_rules import alarm_cautions, alarm_problems
 from posttrain.config.defaults import stage_defaults
 from posttrain.config.judge_rules import judged_reward_problems, label_problems
+from posttrain.config.model_rules import device_problems, quantization_cautions, quantization_problems
 from posttrain.config.reward_rules import reward_problems
 from posttrain.config.run import KEYS, Command, RunConfig
 from posttrain.config.stages import GROUP_STAGES, ONLINE_STAGES, concerns, is_online
@@ -22,7 +23,7 @@ _NEEDED: tuple[tuple[str, str, str], ...] = (
 
 def problems(config: RunConfig, command: Command) -> list[Finding]:
     """What keeps the command from working."""
-    rules = [_numbers]
+    rules = [_numbers, device_problems]
     if command == "train":
         rules += [_required, _stage, _data, _adapters, _reward, _online, _ppo, _preference]
         rules += [_evaluation, _best_model, _precision]
@@ -30,6 +31,8 @@ def problems(config: RunConfig, command: Command) -> list[Finding]:
         rules += [_stage, _adapters, _online, _ppo, _precision]
     if command == "data":
         rules += [_stage, _data]
+    if command not in ("export", "label"):
+        rules += [quantization_problems]
     if command == "export":
         rules += [_export]
     if command == "train":
@@ -47,6 +50,8 @@ def cautions(config: RunConfig, command: Command) -> list[str]:
         rules += [alarm_cautions]
     if command == "loop":
         rules += [_sampling, _double_warmup]
+    if command == "export":
+        rules += [quantization_cautions]
     return [sentence for rule in rules for sentence in rule(config)]
 
 

@@ -127,6 +127,20 @@ def _additional_target(value: object) -> Translation:
     return {"additional_target": []}, None
 
 
+def _load_in(bits: int) -> Callable[[object], Translation]:
+    def read(value: object) -> Translation:
+        if str(value).strip().lower() not in ("true", "1"):
+            return {}, None
+        return {"quantization_bit": bits}, f"`load_in_{bits}bit: true` is read as `quantization_bit: {bits}`"
+
+    return read
+
+
+def _quantization_method(value: object) -> Translation:
+    name = str(value).strip().lower()
+    return {"quantization_method": "bnb" if name == "bitsandbytes" else value}, None
+
+
 def _task(value: object) -> Translation:
     name = str(value).strip().lower()
     if any(exam in name for exam in ("mmlu", "ceval", "cmmlu")):
@@ -147,6 +161,9 @@ _READERS: Mapping[str, Callable[[object], Translation]] = {
     "generation_max_length": _generation_max_length,
     "additional_target": _additional_target,
     "task": _task,
+    "load_in_4bit": _load_in(4),
+    "load_in_8bit": _load_in(8),
+    "quantization_method": _quantization_method,
 }
 
 TRANSLATED = frozenset(_READERS)

@@ -23,6 +23,8 @@ from posttrain.models.forward import answer, is_packed, prepare_trunk
 from posttrain.models.heads import ScalarHead, find_head
 from posttrain.models.lineage import read_lineage
 from posttrain.models.load import load_tokenizer
+from posttrain.models.merging import dress
+from posttrain.models.quantize import is_quantized
 from posttrain.models.reward_folder import RewardFolder
 from posttrain.models.trunks import Common, RewardTrunk, common_backbone, reward_folder, reward_trunk
 from posttrain.types import Batch
@@ -207,11 +209,7 @@ def _reward_outfit(
         head = reward.head(int(backbone.config.get_text_config().hidden_size))
         return replace(_outfit(reward.links, put_on), head=head)
     trunk = beside.load()
-    names = [f"folded{number}" for number in range(len(beside.links))]
-    for name, link in zip(names, beside.links, strict=True):
-        add_adapter(trunk, name, link.files.config, link.files.state)
-    if names:
-        fold(trunk, names)
+    dress(trunk, beside.links)
     trunk.requires_grad_(False)
     if not is_packed(trunk):
         prepare_trunk(trunk)
@@ -223,6 +221,7 @@ def _put_on(backbone: PreTrainedModel, chains: Sequence[tuple[Link, ...]]) -> di
     """Add every adapter once: fingerprint -> its name in the model; "" for those folded into the weights."""
     # a reference stays without the adapter above it, even where every variant wears that
     shared = common_prefix([*chains, *(links[:-1] for links in chains if _is_online(links))])
+    shared = 0 if is_quantized(backbone) else shared
     for number, link in enumerate(chains[0][:shared]):
         add_adapter(backbone, f"folded{number}", link.files.config, link.files.state)
     if shared:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from posttrain.errors import UserError
+from posttrain.models.quantize import is_quantized
 
 
 def linear_names(model: PreTrainedModel) -> list[str]:
@@ -162,7 +163,13 @@ def wear(model: nn.Module, names: Sequence[str]) -> None:
 
 
 def fold(model: PreTrainedModel, names: Sequence[str]) -> None:
-    """Add adapters to the base weights for good and drop them: one addition now instead of one in every forward."""
+    """Add adapters to the base weights for good and drop them: one addition now instead of one in every forward.
+
+    Raises:
+        ValueError: the base weights are quantised.
+    """
+    if is_quantized(model):
+        raise ValueError("nothing can be added to quantised weights: wear the adapters instead")
     with torch.no_grad():
         for layer in lora_layers(model):
             weight = base_weight(layer)
@@ -179,8 +186,13 @@ def fold(model: PreTrainedModel, names: Sequence[str]) -> None:
 def merged(model: PreTrainedModel, names: Sequence[str]) -> Iterator[None]:
     """Within the context the base weights hold base + adapters and no adapter is active.
 
-    The frozen tensors are set aside and put back untouched afterwards, so that merging cannot drift them.
+    The frozen tensors are set aside and put back untouched afterwards, so that merging cannot drift them. Nothing can
+    be added to quantised weights: their adapters are active within the context.
     """
+    if is_quantized(model):
+        wear(model, names)
+        yield
+        return
     pristine: list[tuple[nn.Parameter, Tensor]] = []
     try:
         with torch.no_grad():

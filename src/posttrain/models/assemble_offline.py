@@ -67,9 +67,9 @@ def offline_assembly(config: RunConfig) -> Assembly:
         parents = links[:-1] if continues else links
         own_config = links[-1].files.config if continues else new_adapter(config, backbone)
         notes += _without_effect(config, backbone, links[-1]) if continues else ()
-        wear_for_good(backbone, parents)
+        beneath = wear_for_good(backbone, parents)
         add_adapter(backbone, role, own_config, links[-1].files.state if continues else None, seed=config.train.seed)
-        roles = SharedRoles(backbone, {role: Costume(wears=(role,), head=head, trains=role)}, heads)
+        roles = SharedRoles(backbone, {role: Costume(wears=(*beneath, role), head=head, trains=role)}, heads)
         links = parents
     finish(config, backbone)
     return Assembly(

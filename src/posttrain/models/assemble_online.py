@@ -84,15 +84,16 @@ class _Parts:
         if self.reward is not None and self.beside is None:
             chains = [reward.links[:-1] for reward in (self.reward, *self.members)]
             shared = common_prefix((actor_links, *chains))
-        wear_for_good(self.policy.backbone, actor_links[:shared])
-        self.parents = put_on(self.policy.backbone, actor_links[shared:], "parent")
+        everybody = wear_for_good(self.policy.backbone, actor_links[:shared])
+        self.parents = (*everybody, *put_on(self.policy.backbone, actor_links[shared:], "parent"))
         self.policy.costumes[Role.REFERENCE] = Costume(wears=self.parents, head="lm_head")
         self.reward_wears = self.parents
         if self.reward is not None:
             own = self.links[shared:] if self.beside is None else self.links
-            self.reward_wears = _dress_reward(self.host, self.reward, own)
+            beneath = everybody if self.beside is None else ()
+            self.reward_wears = _dress_reward(self.host, self.reward, own, beneath)
         for number, member in enumerate(self.members, start=2):
-            _dress_member(self.host, member, member.links[shared:], str(number))
+            _dress_member(self.host, member, member.links[shared:], str(number), everybody)
 
     def _ensemble(self) -> list[RewardFolder]:
         """The further reward models, which stand where the first one stands.
@@ -199,9 +200,11 @@ def _with_models(config: RunConfig) -> Assembly:
     return parts.assembly(roles, None, (note,))
 
 
-def _dress_member(host: _Member, reward: RewardFolder, links: Sequence[Link], mark: str) -> None:
-    """Put a further reward model of the ensemble beside the reward role."""
-    wears = (*put_on(host.backbone, links[:-1], f"reward{mark}_parent"), f"reward{mark}")
+def _dress_member(
+    host: _Member, reward: RewardFolder, links: Sequence[Link], mark: str, beneath: tuple[str, ...]
+) -> None:
+    """Put a further reward model of the ensemble beside the reward role, on what everybody wears."""
+    wears = (*beneath, *put_on(host.backbone, links[:-1], f"reward{mark}_parent"), f"reward{mark}")
     add_adapter(host.backbone, f"reward{mark}", links[-1].files.config, links[-1].files.state)
     host.ensemble.append(Costume(wears=wears, head=f"score{mark}"))
     host.heads[f"score{mark}"] = reward.head(host.width)
@@ -217,11 +220,13 @@ def _add_critic(config: RunConfig, parts: _Parts, members: dict[str, _Member]) -
     critic.heads["value"] = ScalarHead(actor.width, "value") if critic is actor else parts.critic_head(critic.width)
 
 
-def _dress_reward(host: _Member, reward: RewardFolder, links: Sequence[Link]) -> tuple[str, ...]:
-    """Put the reward role onto its backbone; returns what it wears."""
-    wears: tuple[str, ...] = ()
+def _dress_reward(
+    host: _Member, reward: RewardFolder, links: Sequence[Link], beneath: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Put the reward role onto its backbone, over what everybody wears there; returns what it wears."""
+    wears = beneath
     if links:
-        wears = (*put_on(host.backbone, links[:-1], "reward_parent"), "reward")
+        wears = (*beneath, *put_on(host.backbone, links[:-1], "reward_parent"), "reward")
         add_adapter(host.backbone, "reward", links[-1].files.config, links[-1].files.state)
     host.costumes[Role.REWARD] = Costume(wears=wears, head="score")
     host.heads["score"] = reward.head(host.width)

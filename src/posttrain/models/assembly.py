@@ -20,6 +20,7 @@ from posttrain.models.chains import Link
 from posttrain.models.forward import is_packed, prepare_trunk
 from posttrain.models.lineage import Backbone, Lineage, check_template, write_lineage
 from posttrain.models.load import disable_dropout
+from posttrain.models.quantize import is_quantized
 from posttrain.models.roles import Roles
 from posttrain.models.saving import share
 from posttrain.types import Role
@@ -135,9 +136,17 @@ def put_on(backbone: PreTrainedModel, links: Sequence[Link], prefix: str) -> tup
     return names
 
 
-def wear_for_good(backbone: PreTrainedModel, links: Sequence[Link]) -> None:
-    """Adapters that every role wears and nobody trains are added to the base weights once."""
-    fold(backbone, put_on(backbone, links, "parent"))
+def wear_for_good(backbone: PreTrainedModel, links: Sequence[Link]) -> tuple[str, ...]:
+    """Adapters that every role wears and nobody trains are added to the base weights once.
+
+    Returns:
+        The names of those that every role has to wear all the same: all of them on a quantised backbone.
+    """
+    names = put_on(backbone, links, "shared")
+    if is_quantized(backbone):
+        return names
+    fold(backbone, names)
+    return ()
 
 
 def finish(config: RunConfig, backbone: PreTrainedModel) -> None:

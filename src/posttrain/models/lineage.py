@@ -21,6 +21,7 @@ from posttrain.errors import UserError
 FILE = "lineage.json"
 _SAMPLES = 4096
 _TINY = 2.0**-14
+_REMEMBERED = "posttrain_fingerprint"
 _PREFIXES = ("base_model.model.", "module.")
 _INFIXES = {"base_layer", "original_module"}
 _NOT_BASE = {"modules_to_save", "v_head", "value_head", "score", "heads"}
@@ -81,11 +82,14 @@ def fingerprint(model: nn.Module) -> str:
         model: bare, or wrapped by peft.
 
     Returns:
-        64 hexadecimal digits.
+        64 hexadecimal digits; of a quantised model those that it had before.
 
     Raises:
         ValueError: the model has no base weights.
     """
+    remembered = getattr(model, _REMEMBERED, None)
+    if remembered is not None:
+        return str(remembered)
     digest = hashlib.sha256()
     tensors = dict(_base_tensors(model.named_parameters()))
     if not tensors:
@@ -96,6 +100,11 @@ def fingerprint(model: nn.Module) -> str:
         sample = torch.where(sample.abs() < _TINY, 0.0, sample)
         _absorb(digest, name, tensors[name], sample)
     return digest.hexdigest()
+
+
+def remember_fingerprint(model: nn.Module, mark: str) -> None:
+    """Let ``fingerprint`` answer with ``mark``, for a model whose weights are about to be stored in another form."""
+    setattr(model, _REMEMBERED, mark)
 
 
 def adapter_fingerprint(state: Mapping[str, Tensor]) -> str:

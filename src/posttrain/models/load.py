@@ -112,11 +112,12 @@ def choose_dtype(dtype: DtypeName, device: str | torch.device, folder: str | Pat
     if kind != "cuda":
         note = f"dtype: {dtype} was asked for; on {kind} float32 is used." if dtype in ("bfloat16", "float16") else None
         return torch.float32, note
-    if dtype == "auto":
-        config = read_json(Path(folder) / "config.json")
-        stored = config.get("dtype") or config.get("torch_dtype") or "float32"
-        return _on_this_gpu(_DTYPES.get(stored, torch.float32))
-    return _on_this_gpu(_DTYPES[dtype])
+    return _on_this_gpu(_stored_dtype(folder) if dtype == "auto" else _DTYPES[dtype])
+
+
+def _stored_dtype(folder: str | Path) -> torch.dtype:
+    config = read_json(Path(folder) / "config.json")
+    return _DTYPES.get(config.get("dtype") or config.get("torch_dtype") or "float32", torch.float32)
 
 
 def _on_this_gpu(dtype: torch.dtype) -> tuple[torch.dtype, str | None]:
@@ -134,6 +135,7 @@ def load_causal_lm(
     trust_remote_code: bool = False,
     key_mapping: Mapping[str, str] | None = None,
     trunk_only: bool = False,
+    as_stored: bool = False,
 ) -> PreTrainedModel:
     """A causal language model from a local folder, in evaluation mode; logs a note when ``dtype`` cannot be had.
 
@@ -145,6 +147,8 @@ def load_causal_lm(
         trust_remote_code: run Python code that the folder brings.
         key_mapping: pattern -> replacement, for weights that the folder keeps under names of its own.
         trunk_only: the output head is not wanted: it shares the embedding's weights, and may be missing.
+        as_stored: on the CPU in the dtype of the file, whatever ``dtype`` and ``device`` say; for weights that are
+            brought into another form next.
 
     Raises:
         UserError: the folder is missing, is an adapter, is no causal language model, or lacks weights.
@@ -154,6 +158,8 @@ def load_causal_lm(
     folder = _existing(path)
     check_model_folder(folder)
     chosen, note = choose_dtype(dtype, device, folder)
+    if as_stored:
+        chosen, note, device = _stored_dtype(folder), None, "cpu"
     if note:
         logger.warning(note)
     options: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
@@ -211,7 +217,13 @@ def check_model_folder(folder: Path) -> None:
                 f"adapter_name_or_path: {folder}"
             )
         raise UserError(f"{folder} is not a model folder: it has no config.json.")
-    read_json(folder / "config.json")
+    quantized = read_json(folder / "config.json").get("quantization_config")
+    if quantized:
+        by = quantized.get("quant_method", "another program")
+        raise UserError(
+            f"{folder} holds weights that {by} has quantised already. Give the unquantised model as "
+            "model_name_or_path; quantization_bit: 4 quantises it while it is loaded."
+        )
     for index in (folder / f"{name}.index.json" for name in _WEIGHT_FILES):
         if index.is_file():
             shards = sorted(set(read_json(index).get("weight_map", {}).values()))

@@ -15,6 +15,7 @@ from posttrain.errors import UserError
 from posttrain.models.adapters import add_adapter, fold, wear
 from posttrain.models.chains import Link
 from posttrain.models.heads import ScalarHead
+from posttrain.models.quantize import is_quantized
 
 Answer = TypeVar("Answer")
 
@@ -47,6 +48,21 @@ def merge(model: PreTrainedModel, links: Sequence[Link], ask: Callable[[], Answe
     if hasattr(model, "peft_config"):
         del model.peft_config
     return answer
+
+
+def dress(model: PreTrainedModel, links: Sequence[Link]) -> None:
+    """Let a model that only answers carry adapters for good: in its weights, or worn where those are quantised."""
+    if not is_quantized(model):
+        merge(model, links, lambda: None)
+        return
+    names = [f"worn{number}" for number in range(len(links))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # as above
+        for name, link in zip(names, links, strict=True):
+            add_adapter(model, name, link.files.config, link.files.state)
+    if names:
+        wear(model, names)
+    model.requires_grad_(False)
 
 
 def classifier(model: PreTrainedModel, head: ScalarHead, pad_id: int) -> PreTrainedModel:

@@ -28,7 +28,8 @@ from posttrain.models.chains import Link, chain
 from posttrain.models.forward import prepare_trunk
 from posttrain.models.heads import FoundHead, Kind, ScalarHead, find_heads, no_head, read_bin
 from posttrain.models.lineage import Lineage, read_lineage
-from posttrain.models.load import DtypeName, check_model_folder, load_causal_lm, read_json
+from posttrain.models.load import DtypeName, check_model_folder, choose_dtype, load_causal_lm, read_json
+from posttrain.models.quantize import Quantization, quantize
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 # wrappers that were saved with their weights: TRL's value-head model under ZeRO-3, data parallelism
@@ -130,6 +131,7 @@ def load_reward_trunk(
     dtype: DtypeName = "float32",
     device: str | torch.device = "cpu",
     trust_remote_code: bool = False,
+    how: Quantization | None = None,
 ) -> PreTrainedModel:
     """The trunk of a whole reward model as a causal language model, frozen, in evaluation mode, packed where it can be.
 
@@ -138,6 +140,7 @@ def load_reward_trunk(
     Args:
         reward: of kind "model".
         dtype, device, trust_remote_code: as for ``load_causal_lm``.
+        how: quantise its linear layers.
 
     Raises:
         UserError: its trunk is none of a causal language model, or weights are missing.
@@ -152,7 +155,10 @@ def load_reward_trunk(
         trust_remote_code=trust_remote_code,
         key_mapping={f"^(?:{_WRAPPED.pattern})": ""} if wrapped else None,
         trunk_only=True,
+        as_stored=how is not None,
     )
+    if how is not None:
+        quantize(model, how, torch.device(device), choose_dtype(dtype, device, reward.folder)[0])
     model.requires_grad_(False)
     prepare_trunk(model)
     return model

@@ -20,6 +20,7 @@ from posttrain.models.chains import Link, base_of, chain, check_links, names_mod
 from posttrain.models.fetch import resolve_model
 from posttrain.models.lineage import Backbone, fingerprint, read_lineage
 from posttrain.models.load import load_tokenizer
+from posttrain.models.quantize import Quantization
 from posttrain.models.reward_folder import RewardFolder, load_reward_trunk, read_reward_folder
 
 
@@ -152,6 +153,7 @@ def reward_trunk(config: RunConfig, reward: RewardFolder, common: Common) -> tup
     Raises:
         UserError: the adapter's own backbone is another one and cannot be had, or reads other tokens.
     """
+    _check_bits(config, reward)
     if reward.kind == "model":
         _check_vocabulary(config, reward.folder, reward.folder)
         return RewardTrunk(name=str(reward.folder), links=(), load=_whole(config, reward)), reward.notes
@@ -169,6 +171,21 @@ def reward_trunk(config: RunConfig, reward: RewardFolder, common: Common) -> tup
     return None, (*reward.notes, *notes)
 
 
+def _check_bits(config: RunConfig, reward: RewardFolder) -> None:
+    """Refuse bits of its own for a reward adapter, whose base is quantised like the actor's.
+
+    Raises:
+        UserError: as it says.
+    """
+    asked, base = config.model.reward_model_quantization_bit, config.model.quantization_bit
+    if reward.kind == "adapter" and asked is not None and asked != base:
+        raise UserError(
+            f"reward_model_quantization_bit: {asked} is for a reward model that is a whole model; {reward.folder} is "
+            f"an adapter, whose base is loaded like the actor's (quantization_bit: {base or 'null'}). Remove the key, "
+            f"or set quantization_bit: {asked}."
+        )
+
+
 def gigabytes(*models: PreTrainedModel) -> str:
     """How much memory the weights of models take, in words."""
     size = sum(p.numel() * p.element_size() for model in models for p in model.parameters()) / 1e9
@@ -179,7 +196,9 @@ def _whole(config: RunConfig, reward: RewardFolder) -> Callable[..., PreTrainedM
     def load(trains_base: bool = False) -> PreTrainedModel:
         dtype, _ = precision(config, device(), trains_base=trains_base)
         remote = config.model.trust_remote_code
-        return load_reward_trunk(reward, dtype=dtype, device=device(), trust_remote_code=remote)
+        bits = None if trains_base else config.model.reward_model_quantization_bit
+        how = Quantization.of_bits(config.model, bits)
+        return load_reward_trunk(reward, dtype=dtype, device=device(), trust_remote_code=remote, how=how)
 
     return load
 

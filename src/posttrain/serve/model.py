@@ -16,7 +16,7 @@ from posttrain.data.template import Template
 from posttrain.errors import UserError
 from posttrain.models.backbone import load_backbone
 from posttrain.models.forward import prepare_trunk
-from posttrain.models.merging import merge
+from posttrain.models.merging import dress
 from posttrain.models.source import find_source
 from posttrain.rollout import Completion, Prompt, Sampler, SamplingParams, SlotSampler
 from posttrain.serve.fallback import LibrarySampler
@@ -73,7 +73,7 @@ class ChatModel:
             notify(f"{source.outermost} is a reward model: it was trained to score answers, not to give them")
         self.model = load_backbone(self.config)
         source.check(self.model, allow_mismatch=self.config.model.allow_mismatch, notify=notify)
-        merge(self.model, source.links, lambda: None)
+        dress(self.model, source.links)
         self.model.eval()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # said below, in other words

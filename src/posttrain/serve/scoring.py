@@ -26,7 +26,7 @@ from posttrain.models.forward import answer, is_packed, prepare_trunk
 from posttrain.models.heads import ScalarHead
 from posttrain.models.lineage import check_template, fingerprint
 from posttrain.models.load import load_tokenizer
-from posttrain.models.merging import merge
+from posttrain.models.merging import dress
 from posttrain.models.reward_folder import RewardFolder, load_reward_trunk, read_reward_folder
 from posttrain.types import Batch
 
@@ -150,7 +150,7 @@ def _trunk(config: RunConfig, reward: RewardFolder, notify: Notify) -> tuple[Pre
         trunk = load_reward_trunk(reward, dtype=dtype, device=device(), trust_remote_code=remote)
         return trunk, _folder(config, named) if named else None
     model, base = _base(config, reward, notify)
-    merge(model, reward.links, lambda: None)
+    dress(model, reward.links)
     model.requires_grad_(False)
     return model, base
 

@@ -18,6 +18,7 @@ from posttrain.config import is_online
 from posttrain.data.batches import collate
 from posttrain.data.encode import EncodedPair
 from posttrain.data.template import EncodedRow, pad_token_id
+from posttrain.models.quantize import quantization
 from posttrain.train.parts import Parts, make_algorithm
 from posttrain.train.progress import Progress
 from posttrain.types import Role
@@ -73,6 +74,7 @@ def _identity(parts: Parts) -> str:
     digest = hashlib.sha256(lineage.base.fingerprint.encode())
     for parent in lineage.parents:
         digest.update(parent.fingerprint.encode())
+    digest.update(repr(quantization(parts.engine.roles.backbone_of(Role.ACTOR))).encode())
     if parts.assembly.own is not None:
         for name, weight in sorted(parts.engine.roles.parameters_of(Role.ACTOR).items()):
             digest.update(name.encode() + weight.detach().float().cpu().numpy().tobytes())
