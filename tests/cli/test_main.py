@@ -192,3 +192,19 @@ def test_showing_rows_needs_a_tokenizer_and_a_number(work, capsys):
     assert "`model_name_or_path` is missing" in capsys.readouterr().err
     assert main(["data", "show", work(), "--rows", "0"]) == 2
     assert "--rows 0" in capsys.readouterr().err
+
+
+def test_checking_data_ends_with_2_where_a_run_would_stop(work, tmp_path, capsys):
+    assert main(["data", "check", "data/sft.json"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "0 errors, 0 warnings, 4 ok"
+    assert main(["data", "check", "data/sft.json", "data/pairs.json", "--json", "stage=sft"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [table["rows"] for table in found["datasets"]] == [8, 4]
+    assert found["lengths"]["unit"] == "characters"
+    (tmp_path / "data" / "sft.json").write_text('[{"instruction": "q", "output": 1}]', encoding="utf-8")
+    assert main(["data", "check", work(), "--json"]) == 2
+    found = json.loads(capsys.readouterr().out)
+    assert not found["ok"]
+    assert {"level": "error", "check": "schema"}.items() <= found["findings"][0].items()
+    assert main(["data", "check", "data/none.json"]) == 2
+    assert "no such file" in capsys.readouterr().out

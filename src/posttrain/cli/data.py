@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -31,6 +32,15 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     showing.add_argument("--cut", action="store_true", help="only rows that cutoff_len cuts")
     showing.add_argument("--ids", action="store_true", help="token ids below each text")
     showing.add_argument("--plain", action="store_true", help="marks instead of colours, as in a pipe or with NO_COLOR")
+    checking = actions.add_parser(
+        "check",
+        help="Look for what is wrong or odd in data: schema, duplicates, leaks, lengths, labels ...",
+        description="Exit status: 0 where nothing or only warnings were found, 2 where a run would stop.",
+    )
+    checking.add_argument("sources", metavar="CONFIG_OR_FILE", nargs="+", help="configuration, or data files")
+    checking.add_argument("overrides", metavar="key=value", nargs="*", help="settings, such as eval_dataset=dev.json")
+    checking.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    checking.set_defaults(run=check_data)
     text2sql = actions.add_parser("text2sql", help="Make questions, pairs, documents and SQLite databases.")
     text2sql.generates = True
     text2sql.set_defaults(run=make_text2sql)
@@ -70,6 +80,29 @@ def show_rows(args: argparse.Namespace) -> int:
     for line in show(config, args.rows, colours=has_colours() and not args.plain, **options):
         print(line)
     return 0
+
+
+def check_data(args: argparse.Namespace) -> int:
+    """Print what is found in the data; 2 where something would stop a run."""
+    from posttrain.diagnose.check import check
+    from posttrain.diagnose.findings import has_errors
+    from posttrain.diagnose.source import configured
+
+    given = [*args.sources, *args.overrides]
+    overrides = [text for text in given if is_override(text)]
+    checked = check(configured([text for text in given if text not in overrides], overrides))
+    if args.json:
+        print(json.dumps(checked.plain(), ensure_ascii=False, indent=2))
+    else:
+        for line in checked.lines():
+            print(line)
+    return 2 if has_errors(checked.findings) else 0
+
+
+def is_override(text: str) -> bool:
+    """Whether an argument is ``key=value`` and no path that holds an equals sign."""
+    key, equals, _ = text.partition("=")
+    return bool(equals) and key.removeprefix("--").isidentifier() and not Path(text).exists()
 
 
 def has_colours() -> bool:

@@ -12,7 +12,7 @@ from posttrain.data.template import EncodedRow, Template
 from posttrain.errors import UserError
 
 LABEL_COLUMNS = ("kto_tag", "label")
-_GOOD, _BAD = ("true", "1", "yes"), ("false", "0", "no")
+GOOD, BAD = ("true", "1", "yes"), ("false", "0", "no")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +53,13 @@ def unpaired_examples(row: Mapping[str, Any], layout: Layout, where: str) -> tup
             "true for a good answer and false for a bad one, or rows with `chosen` and `rejected`."
         )
     text = str(row[column]).strip().lower()
-    if text not in _GOOD + _BAD:
+    if text not in GOOD + BAD:
         raise UserError(f"{where}: {column!r} must be true or false, found {row[column]!r}")
     chat = chat_example(row, layout, where)
     if not chat.messages[-1].content:
         raise UnusableRowError("empty answer")
     answer = chat.messages[-1].content
-    return (UnpairedExample(prompt=chat.messages[:-1], answer=answer, desirable=text in _GOOD, where=where),)
+    return (UnpairedExample(prompt=chat.messages[:-1], answer=answer, desirable=text in GOOD, where=where),)
 
 
 def encode_unpaired(example: UnpairedExample, template: Template, cutoff_len: int) -> tuple[EncodedAnswer, bool]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TWIN = "mismatched twin (another prompt's answer, measured for the reference point, never trained)"
-_NO_LIMIT = 10**9
+NO_LIMIT = 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +193,7 @@ class _Looks:
     def _row(self, number: int, example: Example, row: Any, cut: bool) -> ShownRow:
         sequences = sequences_of(row)
         if cut:
-            full = sequences_of(self._encoded(example, Report(), _NO_LIMIT))
+            full = sequences_of(self._encoded(example, Report(), NO_LIMIT))
             if len(full) == len(sequences):
                 pairs = zip(sequences, full, strict=True)
                 sequences = tuple(s if s.label == TWIN else _compared(s, whole) for s, whole in pairs)
