@@ -108,7 +108,7 @@ def check(config: RunConfig) -> Checked:
 def _plain(table: Table) -> dict[str, Any]:
     return {
         "name": table.name,
-        "file": None if table.path is None else str(table.path),
+        "file": table.place,
         "held_out": table.held_out,
         "rows": table.num_rows,
         "columns": {name: dict(kinds) for name, kinds in table.columns.items()},

@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from posttrain.config import RunConfig, load_config
+from posttrain.config import DataConfig, RunConfig, load_config
 from posttrain.config.loader import split_override
-from posttrain.data.sources import read_rows, resolve_dataset
+from posttrain.data.datasets import dataset_rows
 from posttrain.diagnose.tables import guessed_stage
 from posttrain.errors import UserError
 
@@ -36,7 +36,10 @@ def configured(sources: Sequence[str], overrides: Sequence[str]) -> RunConfig:
         raise UserError("give a configuration or at least one data file")
     given = dict(map(split_override, overrides))
     values = {"dataset": list(sources)}
-    stage = {} if "stage" in given else {"stage": _stage_of(sources[0], str(given.get("dataset_dir", "data")))}
+    guess = load_config(
+        {**values, "stage": "sft"}, [text for text in overrides if "dataset_dir" in text], command="data"
+    )
+    stage = {} if "stage" in given else {"stage": _stage_of(sources[0], guess.data)}
     return load_config({**values, **stage}, overrides, command="data")
 
 
@@ -55,10 +58,9 @@ def is_configuration(path: str) -> bool:
     return isinstance(found, dict) and bool(_KEYS & set(found))
 
 
-def _stage_of(name: str, dataset_dir: str) -> str:
+def _stage_of(name: str, data: DataConfig) -> str:
     """The stage that the first rows are for; a file that cannot be read is for the check itself to tell."""
     try:
-        spec = resolve_dataset(name, dataset_dir)
-        return guessed_stage(read_rows(spec.path, name=name))
+        return guessed_stage(dataset_rows(name, data)[1])
     except UserError:
         return "sft"

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from posttrain.config import DataConfig
-from posttrain.data.datasets import dataset_rows, example_maker
+from posttrain.data.datasets import dataset_table, example_maker
 from posttrain.data.formats import (
     PROMPT_COLUMNS,
     RESPONSE_COLUMNS,
@@ -47,14 +46,14 @@ class Table:
     """One dataset.
 
     Attributes:
-        name: as configured. path: its file, None where it cannot be read. held_out: it is for evaluation.
+        name: as configured. place: where it lies, None where it cannot be read. held_out: it is for evaluation.
         num_rows: that were read. columns: name -> type -> rows. items: usable examples.
         malformed: (place, message) of rows that a run stops at. unusable: reason -> places of rows that it drops.
         failure: why nothing could be read.
     """
 
     name: str
-    path: Path | None = None
+    place: str | None = None
     held_out: bool = False
     num_rows: int = 0
     columns: dict[str, Counter[str]] = field(default_factory=dict)
@@ -68,15 +67,15 @@ def read_table(name: str, data: DataConfig, stage: str, *, margin_column: str, h
     """A dataset with every row looked at; a row that is malformed does not hide the next."""
     table = Table(name=name, held_out=held_out)
     try:
-        spec, rows = dataset_rows(name, data)
-        table.path, table.num_rows = spec.path, len(rows)
+        spec, found = dataset_table(name, data)
+        rows = [row for _, row in found]
+        table.place, table.num_rows = spec.place, len(rows)
         table.columns = columns_of(rows)
         make = example_maker(spec, rows, data, stage, margin_column=margin_column)
     except UserError as error:
         table.failure = str(error)
         return table
-    for number, row in enumerate(rows, start=1):
-        where = f"{spec.path}, row {number}"
+    for where, row in found:
         try:
             table.items += [_item(example, where) for example in make(row, where)]
         except UnusableRowError as unusable:
