@@ -4,9 +4,10 @@ import pytest
 
 from posttrain.config import DataConfig
 from posttrain.data.batches import collate, collate_pairs
-from posttrain.data.datasets import hold_out, load_dataset
+from posttrain.data.datasets import load_dataset
 from posttrain.data.encode import EncodedPair, EncodedPrompt
 from posttrain.data.formats import TextExample
+from posttrain.data.splits import hold_out
 from posttrain.data.template import EncodedRow, Template
 from posttrain.errors import UserError
 

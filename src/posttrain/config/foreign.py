@@ -292,11 +292,6 @@ _REFUSED: tuple[tuple[str, tuple[object, ...], str], ...] = (
         "streaming",
     ),
     (
-        "datasets are read one after the other and shuffled together; set max_samples to even out their sizes",
-        ("concat",),
-        "mix_strategy interleave_probs",
-    ),
-    (
         "posttrain works on text",
         (),
         "visual_inputs train_mm_proj_only",

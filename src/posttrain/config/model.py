@@ -88,6 +88,19 @@ class DataConfig:
     val_size: float = option(
         0.0, help="Rows held out for evaluation: a share below 1, or a whole number of rows.", minimum=0
     )
+    split_key: str | None = option(
+        None,
+        help="Column by which `val_size` chooses: rows with the same value are never on both sides, and which values "
+        "are held out depends on nothing else.",
+    )
+    mix_strategy: Literal["concat", "interleave_under", "interleave_over", "interleave_once"] = option(
+        "concat",
+        help="How several datasets become one: after each other; or in turns, until the first ends (under), all have "
+        "ended (over, the shorter ones beginning again), or each row was taken once (once).",
+    )
+    interleave_probs: tuple[float, ...] = option(
+        (), help="Chance of each dataset to give the next row, in the order of `dataset`; empty takes turns."
+    )
     text_column: str | None = option(
         None, help="Column with raw text: stage pt reads it as documents, stage sft learns all of its tokens."
     )

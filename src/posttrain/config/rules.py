@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from posttrain.config.alarm_rules import alarm_cautions, alarm_problems
+from posttrain.config.data_rules import data_problems
 from posttrain.config.defaults import stage_defaults
 from posttrain.config.judge_rules import judged_reward_problems, label_problems
 from posttrain.config.model_rules import device_problems, quantization_cautions, quantization_problems
@@ -25,12 +26,12 @@ def problems(config: RunConfig, command: Command) -> list[Finding]:
     """What keeps the command from working."""
     rules = [_numbers, device_problems]
     if command == "train":
-        rules += [_required, _stage, _data, _adapters, _reward, _online, _ppo, _preference]
+        rules += [_required, _stage, _data, data_problems, _adapters, _reward, _online, _ppo, _preference]
         rules += [_evaluation, _best_model, _precision]
     if command == "loop":
         rules += [_stage, _adapters, _online, _ppo, _precision]
     if command == "data":
-        rules += [_stage, _data]
+        rules += [_stage, _data, data_problems]
     if command not in ("export", "label"):
         rules += [quantization_problems]
     if command == "export":

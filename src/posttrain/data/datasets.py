@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,8 +27,10 @@ from posttrain.data.formats import (
     prompt_example,
     text_example,
 )
+from posttrain.data.mixing import mixed
 from posttrain.data.rankings import EncodedRanking, encode_ranking, is_ranking, pairs_of, ranking_example
 from posttrain.data.sources import DatasetSpec, resolve_dataset, rows_of
+from posttrain.data.splits import grouped, held_out_places
 from posttrain.data.template import EncodedRow, Template
 from posttrain.data.unpaired import (
     EncodedAnswer,
@@ -96,13 +97,16 @@ def load_dataset(
     if not on_text and template is None:
         template = Template(tokenizer, data.template, data.default_system)
     report, validation_report = Report(), Report()
-    examples = read_examples(data.dataset, data, stage, report, margin_column=margin_column)
+    sources = [read_examples((name,), data, stage, report, margin_column=margin_column) for name in data.dataset]
     if data.eval_dataset:
         held_out = read_examples(data.eval_dataset, data, stage, validation_report, margin_column=margin_column)
     else:
-        examples, held_out = hold_out(examples, data.val_size, seed)
+        sources, held_out = _without_held_out(sources, data.val_size, seed)
         report.rows_read -= len(held_out)
         validation_report.rows_read = len(held_out)
+    examples = list(mixed(sources, data.mix_strategy, data.interleave_probs, seed=seed, names=data.dataset))
+    if data.mix_strategy != "concat":
+        report.mixed = len(examples)
     train = encode_examples(examples, tokenizer, template, data, stage, report)
     if stage == "kto":
         require_both_kinds(train)
@@ -129,7 +133,7 @@ def read_examples(
         for where, row in table:
             report.rows_read += 1
             try:
-                examples += make(row, where)
+                examples += grouped(make(row, where), row, where, data.split_key)
             except UnusableRowError as unusable:
                 report.drop(unusable.reason, where)
     return examples
@@ -174,25 +178,19 @@ def example_maker(
     return made
 
 
-def hold_out(examples: Sequence[Example], val_size: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """Split off validation examples, the same ones for the same seed; both parts keep their order.
-
-    Args:
-        examples: n examples.
-        val_size: a number of examples if at least 1, else a share of them (at least one if above 0).
-        seed: chooses which.
-
-    Raises:
-        UserError: if nothing would be left to train on.
-    """
-    if val_size <= 0:
-        return list(examples), []
-    n = len(examples)
-    count = int(val_size) if val_size >= 1 else max(1, round(n * val_size))
-    if count >= n:
-        raise UserError(f"val_size {val_size:g} leaves nothing to train on: there are only {n} usable rows")
-    chosen = set(random.Random(f"validation:{seed}").sample(range(n), count))
-    return [e for i, e in enumerate(examples) if i not in chosen], [examples[i] for i in sorted(chosen)]
+def _without_held_out(
+    sources: Sequence[Sequence[Example]], val_size: float, seed: int
+) -> tuple[list[list[Example]], list[Example]]:
+    """Each dataset without its held-out rows, and those of all of them: what is held out is never drawn."""
+    chosen = set(held_out_places([example for source in sources for example in source], val_size, seed))
+    left: list[list[Example]] = []
+    held_out: list[Example] = []
+    place = 0
+    for source in sources:
+        left.append([example for i, example in enumerate(source, start=place) if i not in chosen])
+        held_out += [example for i, example in enumerate(source, start=place) if i in chosen]
+        place += len(source)
+    return left, held_out
 
 
 def encode_examples(

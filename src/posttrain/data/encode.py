@@ -67,6 +67,7 @@ class Report:
         rows_read, kept: rows in, rows out (for packed documents: documents). truncated: kept, but cut to the cut-off.
         dropped: reason -> rows. first_dropped: reason -> where its first row stands.
         end_of_turn_kept: kept rows that end with their end-of-turn token (pairs: both sides).
+        mixed: rows that several datasets, taking turns, became; rows taken twice count twice from there on.
         sequences: sequences to train on, where documents were packed into blocks.
     """
 
@@ -77,6 +78,7 @@ class Report:
     dropped: Counter[str] = field(default_factory=Counter)
     first_dropped: dict[str, str] = field(default_factory=dict)
     sequences: int | None = None
+    mixed: int | None = None
 
     def drop(self, reason: str, where: str) -> None:
         """Count one dropped row."""
@@ -85,7 +87,8 @@ class Report:
 
     def sentence(self) -> str:
         """The account in one line."""
-        parts = [f"read {self.rows_read} rows, kept {self.kept}"]
+        mixed = "" if self.mixed is None else f", mixed to {self.mixed}"
+        parts = [f"read {self.rows_read} rows{mixed}, kept {self.kept}"]
         if self.sequences is not None:
             parts.append(f"as {self.sequences} sequences")
         if self.truncated:

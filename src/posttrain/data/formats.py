@@ -61,58 +61,60 @@ class Layout:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextExample:
+class Placed:
+    """What an example keeps of its row: where it stands, and what ``split_key`` makes of it (empty without one)."""
+
+    where: str = field(default="", compare=False)
+    group: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextExample(Placed):
     """A document: every token trains."""
 
     text: str
-    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatExample:
+class ChatExample(Placed):
     """A chat whose last message is the assistant's."""
 
     messages: Messages
-    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairExample:
+class PairExample(Placed):
     """Two answers to one prompt, the chosen one better than the rejected one (by ``margin``, if the data say)."""
 
     prompt: Messages
     chosen: str
     rejected: str
     margin: float | None = None
-    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptExample:
+class PromptExample(Placed):
     """A chat that waits for the assistant; ``extras`` are the row's other columns, for rewards to read."""
 
     prompt: Messages
     extras: Mapping[str, Any] = field(default_factory=dict)
-    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnpairedExample:
+class UnpairedExample(Placed):
     """An answer, and whether it is a good one."""
 
     prompt: Messages
     answer: str
     desirable: bool
-    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankingExample:
+class RankingExample(Placed):
     """Answers to one prompt, no two the same, from the best to the worst."""
 
     prompt: Messages
     answers: tuple[str, ...]
-    where: str = field(default="", compare=False)
 
 
 Example = TextExample | ChatExample | PairExample | PromptExample | UnpairedExample | RankingExample

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.config import RunConfig, is_online
 from posttrain.data import encode
-from posttrain.data.datasets import encode_examples, hold_out, read_examples
+from posttrain.data.datasets import encode_examples, read_examples
 from posttrain.data.encode import EncodedPair, EncodedPrompt, Report
 from posttrain.data.formats import Example, TextExample
 from posttrain.data.rankings import EncodedRanking
+from posttrain.data.splits import hold_out
 from posttrain.data.template import EncodedRow, Template
 from posttrain.data.unpaired import EncodedAnswer, with_mismatched
 from posttrain.diagnose.pieces import cuts_of

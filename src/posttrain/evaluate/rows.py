@@ -8,9 +8,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.config import RunConfig
-from posttrain.data.datasets import encode_examples, hold_out, read_examples
+from posttrain.data.datasets import encode_examples, read_examples
 from posttrain.data.encode import Report
 from posttrain.data.formats import Example
+from posttrain.data.splits import hold_out
 from posttrain.data.template import Template
 from posttrain.errors import UserError
 

@@ -239,7 +239,8 @@ def make_mixture(parts: Parts) -> Mixture | None:
     config, online = parts.config, parts.config.online
     if not online.ptx_dataset:
         return None
-    data = replace(config.data, dataset=online.ptx_dataset, eval_dataset=(), val_size=0.0, packing=True)
+    alone: dict[str, Any] = {"eval_dataset": (), "val_size": 0.0, "mix_strategy": "concat", "interleave_probs": ()}
+    data = replace(config.data, dataset=online.ptx_dataset, packing=True, **alone)
     splits = load_dataset(data, parts.tokenizer, "pt", seed=config.train.seed)
     return Mixture(
         rows=splits.train,

@@ -1,0 +1,35 @@
+"""Rules about where rows come from."""
+
+import pytest
+
+from posttrain.config import load_config
+from posttrain.errors import UserError
+
+PLAIN = {"stage": "sft", "model_name_or_path": "m", "dataset": "a.json, b.json", "output_dir": "out"}
+
+
+def test_turns_and_their_chances_are_read_as_llamafactory_writes_them():
+    config = load_config({**PLAIN, "mix_strategy": "interleave_under", "interleave_probs": "0.7, 0.3"})
+    assert (config.data.mix_strategy, config.data.interleave_probs) == ("interleave_under", (0.7, 0.3))
+    assert not config.warnings
+    assert load_config({**PLAIN, "mix_strategy": "concat"}).data.interleave_probs == ()
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"interleave_probs": "0.5,0.5"}, ["interleave_probs", "needs `mix_strategy"]),
+        ({"mix_strategy": "interleave_over", "interleave_probs": "0.5"}, ["1 probabilities (0.5) for 2 datasets"]),
+        ({"mix_strategy": "interleave_over", "interleave_probs": "0.5, 0.6"}, ["add up to 1", "to 1.1"]),
+        ({"mix_strategy": "interleave_over", "interleave_probs": "1.5, -0.5"}, ["above 0"]),
+        ({"mix_strategy": "interleave_over", "interleave_probs": "1, 0"}, ["above 0", "left out of `dataset`"]),
+        ({"mix_strategy": "interleave_over", "interleave_probs": "half, half"}, ["interleave_probs", "numbers"]),
+        ({"mix_strategy": "interleave"}, ["mix_strategy", "interleave_under"]),
+        ({"split_key": "doc"}, ["split_key", "val_size"]),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(keys, words):
+    with pytest.raises(UserError) as caught:
+        load_config({**PLAIN, **keys})
+    for word in words:
+        assert word in str(caught.value)
