@@ -133,7 +133,7 @@ def read_examples(
         for where, row in table:
             report.rows_read += 1
             try:
-                examples += grouped(make(row, where), row, where, data.split_key)
+                examples += make(row, where)
             except UnusableRowError as unusable:
                 report.drop(unusable.reason, where)
     return examples
@@ -173,7 +173,7 @@ def example_maker(
 
     def made(row: dict[str, Any], where: str) -> tuple[Example, ...]:
         found = make(row, where)
-        return found if isinstance(found, tuple) else (found,)
+        return grouped(found if isinstance(found, tuple) else (found,), row, where, data.split_key)
 
     return made
 

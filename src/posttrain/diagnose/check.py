@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import RunConfig
-from posttrain.data.datasets import hold_out
+from posttrain.data.splits import hold_out
 from posttrain.data.template import Template
 from posttrain.diagnose import measure
 from posttrain.diagnose.findings import Finding, first, has_errors, share, summary
