@@ -30,7 +30,9 @@ ALLOWED = {
     "pandas": (),
     "numpy": (),
     "trl": (),
-    "wandb": (),
+    "wandb": ("train/trackers.py",),
+    "swanlab": ("train/trackers.py",),
+    "mlflow": ("train/trackers.py",),
     "requests": (),
 }
 # Names for annotations, free in every room that is handed such an object.

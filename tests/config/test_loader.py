@@ -286,7 +286,7 @@ def test_a_renamed_key_yields_to_the_new_one():
         ({"max_length": 300, "max_new_tokens": 20}, "max_new_tokens", 20),
         ({"generation_max_length": 300}, "max_new_tokens", 300),
         ({"optim": "paged_adamw_32bit"}, "optim", "adamw_torch"),
-        ({"report_to": "wandb,tensorboard"}, "report_to", ("tensorboard",)),
+        ({"report_to": "comet_ml,tensorboard"}, "report_to", ("tensorboard",)),
         ({"train_sampling_strategy": "group_by_length"}, "group_by_length", True),
         ({"train_sampling_strategy": "sequential"}, "disable_shuffling", True),
         ({"infer_dtype": "bfloat16"}, "dtype", "bfloat16"),
@@ -311,7 +311,7 @@ def test_quantisation_under_other_names():
 
 
 def test_reports_can_be_switched_off():
-    assert load_config({**MINIMAL, "report_to": "none"}).train.report_to == ()
+    assert load_config({**MINIMAL, "report_to": "none"}).trackers.report_to == ()
     assert load_config({**MINIMAL, "report_to": False}).warnings == ()
 
 

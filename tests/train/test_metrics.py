@@ -8,6 +8,7 @@ from posttrain.train.alarms import Alarm
 from posttrain.train.checkpoints import STATE_FILES
 from posttrain.train.metrics import Meter, MetricsLog
 from posttrain.train.run_directory import RunDirectory
+from posttrain.train.trackers import Trackers
 
 
 class Clock:
@@ -24,7 +25,7 @@ def run(tmp_path):
 
 def test_a_line_has_the_names_that_readers_know(run):
     clock = Clock()
-    log = MetricsLog(run, tensorboard=False, total_steps=30, clock=clock)
+    log = MetricsLog(run, total_steps=30, clock=clock)
     clock.now += 3725.0
     log.log(10, {"loss": 0.5, "learning_rate": 1e-5, "reward_mean": -0.25}, epoch=1 / 3)
     assert run.read_jsonl("trainer_log.jsonl") == [
@@ -44,7 +45,7 @@ def test_a_line_has_the_names_that_readers_know(run):
 
 def test_the_remaining_time_of_a_resumed_run_counts_only_its_own_steps(run):
     clock = Clock()
-    log = MetricsLog(run, tensorboard=False, total_steps=30, start_step=20, clock=clock)
+    log = MetricsLog(run, total_steps=30, start_step=20, clock=clock)
     clock.now += 50.0
     log.log(25, {"loss": 0.5}, epoch=1.0)
     assert run.read_jsonl("trainer_log.jsonl")[0]["remaining_time"] == "0:00:50"
@@ -54,7 +55,7 @@ def test_the_remaining_time_of_a_resumed_run_counts_only_its_own_steps(run):
 @pytest.mark.parametrize("name", ["loss", "value_loss", "eval_loss", "grad_norm"])
 def test_a_loss_that_is_no_number_stops_the_run_before_it_is_logged(run, name, value):
     run.save_checkpoint(5, lambda folder: [(folder / name).touch() for name in STATE_FILES])
-    log = MetricsLog(run, tensorboard=False, total_steps=30)
+    log = MetricsLog(run, total_steps=30)
     with pytest.raises(RunError, match=rf"^{name} is {value} at step 7 of 30\..*checkpoint-5"):
         log.log(7, {"reward_mean": 1.0, name: value}, epoch=0.0)
     assert run.read_jsonl("trainer_log.jsonl") == []
@@ -62,74 +63,43 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_is_logged(run, name, v
 
 def test_stopping_before_the_first_checkpoint_says_so(run):
     with pytest.raises(RunError, match="No checkpoint had been written"):
-        MetricsLog(run, tensorboard=False, total_steps=30).check(1, {"loss": math.nan})
+        MetricsLog(run, total_steps=30).check(1, {"loss": math.nan})
 
 
 def test_another_metric_that_is_no_number_is_written_as_null(run):
-    MetricsLog(run, tensorboard=False, total_steps=30).log(1, {"explained_variance": math.nan}, epoch=0.0)
+    MetricsLog(run, total_steps=30).log(1, {"explained_variance": math.nan}, epoch=0.0)
     assert "NaN" not in (run.path / "trainer_log.jsonl").read_text(encoding="utf-8")
     assert json.loads((run.path / "trainer_log.jsonl").read_text(encoding="utf-8"))["explained_variance"] is None
 
 
-def test_tensorboard_holds_the_same_numbers_and_forgets_the_steps_after_a_checkpoint(run):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+class Listener:
+    name = "listener"
 
-    with MetricsLog(run, tensorboard=True, total_steps=4) as log:
-        for step in (1, 2, 3):
-            log.log(step, {"loss": step / 2, "eval_loss": step * 2.0}, epoch=0.0)
-    with MetricsLog(run, tensorboard=True, total_steps=4, start_step=2) as log:
-        log.log(3, {"loss": 8.0}, epoch=0.0)
-    events = EventAccumulator(str(run.path / "runs"))
-    events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 0.5), (2, 1.0), (3, 8.0)]
-    assert [(event.step, event.value) for event in events.Scalars("eval/loss")] == [(1, 2.0), (2, 4.0)]
+    def __init__(self):
+        self.heard = []
+
+    def log(self, step, values):
+        self.heard.append((step, dict(values)))
+
+    def close(self, results):
+        self.heard.append(results)
 
 
-def test_an_alarm_is_an_event_of_its_own(run):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+def test_trackers_hear_the_same_numbers_by_kind(run):
+    listener = Listener()
+    with MetricsLog(run, total_steps=4, trackers=Trackers([listener])) as log:
+        log.log(1, {"loss": 0.5, "learning_rate": 1e-3, "eval_loss": 2.0}, epoch=0.0)
+    assert listener.heard == [(1, {"train/loss": 0.5, "train/lr": 1e-3, "eval/loss": 2.0}), None]
 
+
+def test_an_alarm_is_a_line_and_an_event_of_its_own(run):
     alarm = Alarm(name="kl", step=3, metric="kl", value=0.75, threshold=0.5, sentence="far away.")
-    with MetricsLog(run, tensorboard=True, total_steps=4) as log:
-        log.alarm(alarm, 0.5, rolled_back_to=2)
+    listener = Listener()
+    MetricsLog(run, total_steps=4, trackers=Trackers([listener])).alarm(alarm, 0.5, rolled_back_to=2)
     (line,) = run.read_jsonl("trainer_log.jsonl")
     assert (line["current_steps"], line["alarm"], line["message"]) == (3, "kl", "far away.")
     assert line["rolled_back_to"] == 2
-    events = EventAccumulator(str(run.path / "runs"))
-    events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("alarm/kl")] == [(3, 0.75)]
-
-
-def test_a_fresh_start_has_events_of_its_own_only(run):
-    for step in (1, 2):
-        with MetricsLog(run, tensorboard=True, total_steps=4, run_name="one") as log:
-            log.log(step, {"loss": 1.0}, epoch=0.0)
-    assert len(list((run.path / "runs" / "one").iterdir())) == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "folder"), [("first try", "first try"), ("../up", "-up"), ("表/1", "表-1"), (None, "")]
-)
-def test_events_of_a_named_run_have_a_folder_of_that_name(run, name, folder):
-    with MetricsLog(run, tensorboard=True, total_steps=4, run_name=name) as log:
-        log.log(1, {"loss": 1.0}, epoch=0.0)
-    assert list((run.path / "runs" / folder).glob("events.out.tfevents.*"))
-
-
-@pytest.mark.parametrize("where", ["__init__", "add_scalar", "flush", "close"])
-def test_events_that_cannot_be_written_do_not_end_the_run(run, monkeypatch, where):
-    from torch.utils.tensorboard import SummaryWriter
-
-    def refuse(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(SummaryWriter, where, refuse)
-    said = []
-    with MetricsLog(run, tensorboard=True, total_steps=4, notify=said.append) as log:
-        for step in (1, 2):
-            log.log(step, {"loss": 1.0}, epoch=0.0)
-    assert len(run.read_jsonl("trainer_log.jsonl")) == 2
-    assert len(said) == 1
-    assert "No space left on device" in said[0]
+    assert listener.heard == [(3, {"alarm/kl": 0.75})]
 
 
 def test_a_meter_weighs_and_starts_anew():

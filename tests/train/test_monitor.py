@@ -30,7 +30,7 @@ def make_monitor(tmp_path):
         return Monitor(
             config,
             directory,
-            MetricsLog(directory, tensorboard=False, total_steps=total),
+            MetricsLog(directory, total_steps=total),
             Progress(total, "test", disable=True),
             steps_per_epoch=per_epoch,
             save=lambda folder: [

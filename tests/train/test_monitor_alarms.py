@@ -36,7 +36,7 @@ def make_monitor(tmp_path, said):
         return Monitor(
             config,
             directory,
-            MetricsLog(directory, tensorboard=False, total_steps=total),
+            MetricsLog(directory, total_steps=total),
             Progress(total, "test", disable=True, stream=said),
             steps_per_epoch=4,
             save=lambda folder: [(folder / name).write_text("w", encoding="utf-8") for name in STATE_FILES],

@@ -11,6 +11,7 @@ from posttrain.config.reference import reference_markdown
 from posttrain.config.rewards import RewardConfig
 from posttrain.config.run import KEYS, Command, Key, RunConfig
 from posttrain.config.stages import is_online
+from posttrain.config.trackers import TrackerConfig
 from posttrain.config.train import TrainConfig
 from posttrain.config.use import EvalConfig, ExportConfig, GenerationConfig, PredictConfig
 
@@ -35,6 +36,7 @@ __all__ = [
     "RewardConfig",
     "RewardModelConfig",
     "RunConfig",
+    "TrackerConfig",
     "TrainConfig",
     "is_online",
     "load_config",

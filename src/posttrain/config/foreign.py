@@ -97,6 +97,10 @@ _IGNORED: tuple[tuple[str, str], ...] = (
         "fp8_backend fp8_enable_fsdp_float8_all_gather",
     ),
     (
+        "give SwanLab's key in the environment (SWANLAB_API_KEY), not in a file that is copied into output_dir",
+        "swanlab_api_key",
+    ),
+    (
         "give tokens for model hubs in the environment (HF_TOKEN), not in a file that is copied into output_dir",
         "hf_hub_token ms_hub_token om_hub_token hub_token",
     ),
@@ -144,8 +148,7 @@ _IGNORED: tuple[tuple[str, str], ...] = (
         "kt_lora_expert_num kt_lora_expert_intermediate_size",
     ),
     (
-        "metrics go to trainer_log.jsonl and TensorBoard",
-        "use_swanlab swanlab_project swanlab_workspace swanlab_run_name swanlab_mode swanlab_api_key swanlab_logdir "
+        "metrics go to trainer_log.jsonl and what `report_to` names",
         "swanlab_lark_webhook_url swanlab_lark_secret project trackio_space_id trackio_bucket_id "
         "trackio_static_space_id logging_dir log_level log_level_replica log_on_each_node logging_strategy",
     ),

@@ -22,6 +22,7 @@ _TITLES = {
     "alarms": "Alarms",
     "generation": "Generation",
     "train": "Training run",
+    "trackers": "Trackers",
     "export": "Export",
     "predict": "Prediction",
     "judge": "Judge",

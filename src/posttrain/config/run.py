@@ -14,6 +14,7 @@ from posttrain.config.model import DataConfig, ModelConfig
 from posttrain.config.online import OnlineConfig, PPOConfig
 from posttrain.config.options import type_hints
 from posttrain.config.rewards import RewardConfig
+from posttrain.config.trackers import TrackerConfig
 from posttrain.config.train import TrainConfig
 from posttrain.config.use import EvalConfig, ExportConfig, GenerationConfig, PredictConfig
 
@@ -31,6 +32,7 @@ GROUPS: Mapping[str, type] = {
     "alarms": AlarmConfig,
     "generation": GenerationConfig,
     "train": TrainConfig,
+    "trackers": TrackerConfig,
     "export": ExportConfig,
     "predict": PredictConfig,
     "judge": JudgeConfig,
@@ -96,6 +98,7 @@ class RunConfig:
     alarms: AlarmConfig
     generation: GenerationConfig
     train: TrainConfig
+    trackers: TrackerConfig
     export: ExportConfig
     predict: PredictConfig
     judge: JudgeConfig

@@ -55,8 +55,6 @@ class TrainConfig:
     logging_steps: int = option(10, help="Write a line of metrics every so many steps.", minimum=1)
     logging_first_step: bool = option(False, help="Write metrics of the first step too.")
     plot_loss: bool = option(False, help="Draw the curves of the run as PNG files.")
-    report_to: tuple[str, ...] = option(("tensorboard",), help="`tensorboard` or `none`.")
-    run_name: str | None = option(None, help="TensorBoard events go to runs/<run_name>; null is `runs` itself.")
     disable_tqdm: bool = option(False, help="Show no progress bar.")
     save_strategy: Literal["no", "steps", "epoch"] = option("steps", help="When checkpoints are written.")
     save_steps: int = option(500, help="Steps between checkpoints.", minimum=1)

@@ -7,6 +7,9 @@ from typing import Any
 
 from posttrain.config.foreign import REFUSED_VALUES
 
+TRACKERS = ("tensorboard", "wandb", "swanlab", "mlflow", "all")
+"""Where the numbers of a run can be sent; all is what is installed."""
+
 Translation = tuple[dict[str, Any], str | None]
 """The keys and values that a line stands for here, and a sentence about the change."""
 
@@ -78,11 +81,12 @@ def _report_to(value: object) -> Translation:
     names = _names(value)
     if names in ([], ["none"]):
         return {"report_to": []}, None
-    if set(names) <= {"tensorboard"}:
-        return {"report_to": ["tensorboard"]}, None
-    others = ", ".join(name for name in names if name != "tensorboard")
-    return {"report_to": ["tensorboard"]}, (
-        f"`report_to: {others}` is read as tensorboard; the same figures are in trainer_log.jsonl"
+    unknown = [name for name in names if name not in TRACKERS]
+    known = [name for name in names if name in TRACKERS] or ["tensorboard"]
+    if not unknown:
+        return {"report_to": known}, None
+    return {"report_to": known}, (
+        f"`report_to: {', '.join(unknown)}` is read as {', '.join(known)}; the same figures are in trainer_log.jsonl"
     )
 
 

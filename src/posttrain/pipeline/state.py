@@ -22,6 +22,12 @@ _WITHOUT_EFFECT = (
     "disable_tqdm",
     "report_to",
     "run_name",
+    "use_swanlab",
+    "swanlab_project",
+    "swanlab_workspace",
+    "swanlab_run_name",
+    "swanlab_mode",
+    "swanlab_logdir",
     "plot_loss",
 )
 

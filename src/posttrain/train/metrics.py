@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from posttrain.errors import RunError
 from posttrain.train.alarms import Alarm
-from posttrain.train.disk import reason
 from posttrain.train.run_directory import RunDirectory
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from posttrain.train.trackers import Trackers
 
 TRAINER_LOG = "trainer_log.jsonl"
 _RENAMED = {"learning_rate": "lr"}
@@ -53,15 +47,13 @@ class Meter:
 
 
 class MetricsLog:
-    """``trainer_log.jsonl``, one JSON object per logging step, and the same numbers as TensorBoard events.
+    """``trainer_log.jsonl``, one JSON object per logging step, and the same numbers for the trackers.
 
     Args:
-        run_directory: where both are written.
-        tensorboard: whether to write events under ``runs/``; where that fails, the run goes on without.
+        run_directory: where it is written.
         total_steps: optimizer steps of the whole run.
         start_step: optimizer steps done before this process began (a resumed run).
-        run_name: events lie in a folder of this name below ``runs/``.
-        notify: receives a sentence when events can no longer be written.
+        trackers: where the numbers are sent besides; None for nowhere.
         clock: seconds that only grow.
     """
 
@@ -69,23 +61,17 @@ class MetricsLog:
         self,
         run_directory: RunDirectory,
         *,
-        tensorboard: bool,
         total_steps: int,
         start_step: int = 0,
-        run_name: str | None = None,
-        notify: Callable[[str], None] = lambda sentence: None,
+        trackers: Trackers | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.run_directory = run_directory
         self.total_steps = total_steps
+        self.trackers = trackers or Trackers(())
         self._start_step = start_step
         self._clock = clock
         self._started = clock()
-        self._notify = notify
-        self._events: SummaryWriter | None = None
-        if tensorboard:
-            with self._optional_events():
-                self._open_events(run_directory.path / "runs" / _folder_name(run_name))
 
     def log(self, step: int, values: Mapping[str, float], epoch: float) -> None:
         """Write one line; ``learning_rate`` is called ``lr`` there, as LLaMA-Factory's readers expect.
@@ -113,12 +99,13 @@ class MetricsLog:
             "remaining_time": duration(remaining),
         }
         self.run_directory.append_jsonl(TRAINER_LOG, line)
-        if self._events is not None:
-            with self._optional_events():
-                for name, value in named.items():
-                    is_evaluation = name.startswith("eval_")
-                    self._events.add_scalar(f"eval/{name[5:]}" if is_evaluation else f"train/{name}", value, step)
-                self._events.flush()
+        self.trackers.log(
+            step,
+            {
+                f"eval/{name[5:]}" if name.startswith("eval_") else f"train/{name}": value
+                for name, value in named.items()
+            },
+        )
 
     def alarm(self, alarm: Alarm, epoch: float, **more: Any) -> None:
         """Write an alarm on a line of its own, under the key ``alarm``.
@@ -138,10 +125,7 @@ class MetricsLog:
             "epoch": round(epoch, 4),
         }
         self.run_directory.append_jsonl(TRAINER_LOG, line)
-        if self._events is not None:
-            with self._optional_events():
-                self._events.add_scalar(f"alarm/{alarm.name}", alarm.value, alarm.step)
-                self._events.flush()
+        self.trackers.log(alarm.step, {f"alarm/{alarm.name}": alarm.value})
 
     def check(self, step: int, values: Mapping[str, float]) -> None:
         """Stop a run that has left the numbers: call it before the optimizer's result is saved anywhere.
@@ -157,40 +141,14 @@ class MetricsLog:
                 )
 
     def close(self) -> None:
-        """Finish the event file."""
-        if self._events is not None:
-            with self._optional_events():
-                self._events.close()
+        """Finish what the trackers hold."""
+        self.trackers.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _open_events(self, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        if not self._start_step:
-            for left in folder.glob("events.out.tfevents.*"):
-                left.unlink()
-        self._events = SummaryWriter(log_dir=str(folder), purge_step=self._start_step + 1 if self._start_step else None)
-
-    @contextmanager
-    def _optional_events(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            self._events = None
-            self._notify(
-                f"TensorBoard events can no longer be written ({reason(error)}); the run goes on, and {TRAINER_LOG} "
-                "holds the same numbers"
-            )
-
-
-def _folder_name(run_name: str | None) -> str:
-    """The name as one folder that every system can make; empty without a name."""
-    return re.sub(r"[^\w. -]+", "-", run_name or "").strip(". ")
 
 
 def duration(seconds: float) -> str:

@@ -31,6 +31,7 @@ from posttrain.train.reference import with_reference
 from posttrain.train.run_directory import RunDirectory
 from posttrain.train.schedule import StepsPlan
 from posttrain.train.stages import Stage, make_stage
+from posttrain.train.trackers import Trackers, check_trackers
 
 
 def train(config: RunConfig, *, notify: Callable[[str], None] = lambda sentence: None) -> dict[str, Any]:
@@ -63,6 +64,7 @@ def _train(config: RunConfig, processes: Processes, notify: Callable[[str], None
         "reads": _read_folders(config),
     }
     RunDirectory.check(settings.output_dir, **place)
+    check_trackers(config.trackers)
     with processes.first_alone():
         folder = resolve_model(model.model_name_or_path, revision=model.model_revision, cache_dir=model.cache_dir)
     tokenizer = load_tokenizer(folder, use_fast=model.use_fast_tokenizer, trust_remote_code=model.trust_remote_code)
@@ -145,11 +147,9 @@ def _run(parts: Parts, notify: Callable[[str], None]) -> dict[str, Any]:
         ) as progress,
         MetricsLog(
             directory,
-            tensorboard="tensorboard" in settings.report_to and processes.is_first,
             total_steps=parts.plan.total,
             start_step=start,
-            run_name=settings.run_name,
-            notify=progress.note,
+            trackers=_trackers(parts, start, progress.note),
         ) as log,
         explained(directory),
     ):
@@ -176,8 +176,17 @@ def _run(parts: Parts, notify: Callable[[str], None]) -> dict[str, Any]:
                 with monitor.interruptible():
                     stage.fit(monitor)
             final = _last_evaluation(parts, stage, monitor)
-    results = {**_train_results(parts, monitor.totals), **_first(before), **_alarms(stage, monitor)}
+        results = {**_train_results(parts, monitor.totals), **_first(before), **_alarms(stage, monitor)}
+        log.trackers.end({**results, **final})
     return _write_results(parts, results, final, notify)
+
+
+def _trackers(parts: Parts, start: int, notify: Callable[[str], None]) -> Trackers | None:
+    """Where process 0 sends the numbers of the run."""
+    if not parts.engine.processes.is_first:
+        return None
+    config = parts.config
+    return Trackers.opened(parts.directory, config.trackers, config.to_flat(), start_step=start, notify=notify)
 
 
 @contextmanager
