@@ -80,7 +80,7 @@ def test_text_that_yaml_reads_as_something_else_stays_text(tmp_path):
     config = load_config(written(tmp_path, text))
     assert config.model.model_name_or_path == "2024"
     assert config.train.output_dir == "E:\\runs\\new"
-    assert config.train.run_name == "2024-06-26"
+    assert config.trackers.run_name == "2024-06-26"
     assert config.train.resume_from_checkpoint is True
 
 
