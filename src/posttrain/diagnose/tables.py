@@ -40,6 +40,11 @@ class Item:
     label: bool | None
     example: Example
 
+    @property
+    def group(self) -> str:
+        """What ``split_key`` splits it by."""
+        return self.example.group
+
 
 @dataclass(kw_only=True)
 class Table:
