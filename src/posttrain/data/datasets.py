@@ -75,6 +75,7 @@ def load_dataset(
     seed: int = 42,
     margin_column: str | None = "margin",
     template: Template | None = None,
+    choose: Callable[[list[Example]], list[Example]] = lambda examples: examples,
 ) -> Splits:
     """Read, split, render and cut the datasets of ``data`` for one stage.
 
@@ -87,6 +88,7 @@ def load_dataset(
         seed: chooses the validation rows.
         margin_column: rm: by how much chosen should win, where a row says so.
         template: made from ``data`` if not given.
+        choose: takes some of the training examples, then some of the others, for whoever wants to look at a few.
 
     Raises:
         UserError: bad data; the message names file, row and column. Also when no row is left.
@@ -107,12 +109,12 @@ def load_dataset(
     examples = list(mixed(sources, data.mix_strategy, data.interleave_probs, seed=seed, names=data.dataset))
     if data.mix_strategy != "concat":
         report.mixed = len(examples)
-    train = encode_examples(examples, tokenizer, template, data, stage, report)
+    train = encode_examples(choose(examples), tokenizer, template, data, stage, report)
     if stage == "kto":
         require_both_kinds(train)
     validation: list[Any] = []
     if held_out or data.eval_dataset:
-        validation = encode_examples(held_out, tokenizer, template, data, stage, validation_report)
+        validation = encode_examples(choose(held_out), tokenizer, template, data, stage, validation_report)
     return Splits(
         train=train,
         validation=validation,

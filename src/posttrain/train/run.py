@@ -7,15 +7,17 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
 import yaml
+from transformers import PreTrainedTokenizerBase
 
 from posttrain.config import RunConfig, is_online
-from posttrain.data.datasets import load_dataset
+from posttrain.data.datasets import Splits, load_dataset
 from posttrain.engine import Processes, joined
-from posttrain.models.assemble import offline_assembly, online_assembly
+from posttrain.models.assemble import Assembly, offline_assembly, online_assembly
 from posttrain.models.fetch import resolve_model
 from posttrain.models.load import load_tokenizer
 from posttrain.train.disk import reason
@@ -61,7 +63,7 @@ def _train(config: RunConfig, processes: Processes, notify: Callable[[str], None
     place: dict[str, Any] = {
         "overwrite": settings.overwrite_output_dir,
         "resume": settings.resume_from_checkpoint,
-        "reads": _read_folders(config),
+        "reads": read_folders(config),
     }
     RunDirectory.check(settings.output_dir, **place)
     check_trackers(config.trackers)
@@ -81,13 +83,8 @@ def _train(config: RunConfig, processes: Processes, notify: Callable[[str], None
     if finished is not None:
         notify(f"{settings.output_dir} already holds this run, finished: nothing to do")
         return finished
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        assembly = online_assembly(config) if is_online(config.method.stage) else offline_assembly(config)
-    if splits.template is not None:
-        tokenizer.chat_template = splits.template.chat_template
-        assembly = assembly.under_template(splits.template.fingerprint, allow_mismatch=config.model.allow_mismatch)
-    for sentence in (*assembly.notes, *(str(w.message) for w in caught if "cannot run packed" in str(w.message))):
+    assembly = dressed(config, tokenizer, splits)
+    for sentence in assembly.notes:
         notify(sentence)
     # only now: whatever was wrong with the configuration has been said, and an earlier run may be removed
     processes.wait()
@@ -99,6 +96,22 @@ def _train(config: RunConfig, processes: Processes, notify: Callable[[str], None
     return _run(Parts(config, directory, tokenizer, splits, plan, assembly, engine), notify)
 
 
+def dressed(config: RunConfig, tokenizer: PreTrainedTokenizerBase, splits: Splits) -> Assembly:
+    """The roles of a run, loaded and under the template of its rows, which the tokenizer takes on.
+
+    Raises:
+        UserError: models or adapters that cannot be loaded, or do not go together.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        assembly = online_assembly(config) if is_online(config.method.stage) else offline_assembly(config)
+    if splits.template is not None:
+        tokenizer.chat_template = splits.template.chat_template
+        assembly = assembly.under_template(splits.template.fingerprint, allow_mismatch=config.model.allow_mismatch)
+    unpacked = (str(w.message) for w in caught if "cannot run packed" in str(w.message))
+    return replace(assembly, notes=(*assembly.notes, *unpacked))
+
+
 def _silent(sentence: str) -> None:
     """Process 0 has said it."""
 
@@ -108,7 +121,7 @@ def _directory(path: str, place: Mapping[str, Any], processes: Processes) -> Run
     return RunDirectory.create(path, **place) if processes.is_first else Onlooker(Path(path).expanduser())
 
 
-def _read_folders(config: RunConfig) -> list[str]:
+def read_folders(config: RunConfig) -> list[str]:
     """Models and adapters that the run loads."""
     model, reward = config.model, config.reward
     rewards = [name for name in (reward.model_folder, reward.reward_classifier, *reward.reward_ensemble) if name]
@@ -277,7 +290,7 @@ def _write_results(
 ) -> dict[str, Any]:
     """Save the model, then the numbers: the numbers mark a finished run."""
     directory = parts.directory
-    directory.save_model(lambda folder: parts.assembly.save(folder, parts.tokenizer), reads=_read_folders(parts.config))
+    directory.save_model(lambda folder: parts.assembly.save(folder, parts.tokenizer), reads=read_folders(parts.config))
     epoch = {"epoch": results["epoch"]}
     if parts.config.train.plot_loss and parts.engine.processes.is_first:
         try:

@@ -89,7 +89,11 @@ class OfflineStage:
 
 
 class OnlineStage:
-    """Prompts, completions of the actor, rewards."""
+    """Prompts, completions of the actor, rewards.
+
+    Attributes:
+        run: the parts of the loop.
+    """
 
     default_metric = "eval_reward"
     measures_before = True
@@ -106,7 +110,7 @@ class OnlineStage:
         rows = optimizer_rows(config, parts.engine.processes.size)
         seed = config.train.seed if config.train.data_seed is None else config.train.data_seed
         self._parts, self._progress, self._algorithm = parts, progress, algorithm
-        self._run = online.OnlineRun(
+        self.run = online.OnlineRun(
             engine=parts.engine,
             algorithm=algorithm,
             sampler=make_sampler(parts, actor),
@@ -129,18 +133,18 @@ class OnlineStage:
         self.evaluate: Callable[[], Mapping[str, float]] | None = None
         judge = make_judge(parts, progress.note)
         if parts.splits.validation:
-            self.evaluate = online.held_out(self._run, parts.splits.validation, judge)
+            self.evaluate = online.held_out(self.run, parts.splits.validation, judge)
 
     def fit(self, monitor: Monitor) -> None:
         """See ``Stage.fit``."""
-        online.fit(self._run, self._parts.plan.total, monitor, self._progress.phase)
+        online.fit(self.run, self._parts.plan.total, monitor, self._progress.phase)
 
     def _calibrate_critic(self, batch: RolloutBatch) -> None:
         """A critic that starts from the reward head is put on the scale of what it is to predict.
 
         That is the reward, normalised where PPO does so; of a reward with several parts the head knows its own alone.
         """
-        assembly, reward = self._parts.assembly, self._run.reward
+        assembly, reward = self._parts.assembly, self.run.reward
         normalizes = isinstance(self._algorithm, PPO) and self._algorithm.normalize_rewards
         own = (batch.reward_parts or {}).get("reward_model")
         if not assembly.critic_from_reward or batch.rewards is None or not (normalizes or own is not None):
