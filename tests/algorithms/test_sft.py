@@ -39,3 +39,15 @@ def test_missing_logprobs_are_named() -> None:
 def test_gradcheck() -> None:
     logprobs = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: SFT().loss(Role.ACTOR, Outputs(logprobs=x), BATCH).loss, (logprobs,))
+
+
+def test_dynamic_fine_tuning_weighs_by_probability() -> None:
+    # p = 1/2: loss -p log p = 0.34657; its gradient by log p is -p, since the weight is a constant
+    half, quarter = torch.log(torch.tensor(0.5)), torch.log(torch.tensor(0.25))
+    logprobs = torch.tensor([[torch.nan, half, quarter], [0.0, half, 0.0]], requires_grad=True)
+    term = SFT(use_dft_loss=True).loss(Role.ACTOR, Outputs(logprobs=logprobs), BATCH)
+    expected = torch.tensor([[0.0, -0.5 * half, -0.25 * quarter], [0.0, -0.5 * half, 0.0]])
+    torch.testing.assert_close(term.loss, expected)
+    torch.testing.assert_close(term.metrics["nll"][0, 1:], -logprobs[0, 1:].detach())
+    (grad,) = torch.autograd.grad(term.loss.sum(), logprobs)
+    torch.testing.assert_close(grad, torch.tensor([[0.0, -0.5, -0.25], [0.0, -0.5, 0.0]]))

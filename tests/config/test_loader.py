@@ -1,6 +1,7 @@
 """Files, mappings and overrides to a RunConfig; every message names the place and the fix."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -255,11 +256,10 @@ def test_no_llamafactory_key_is_silent_or_unknown(key):
 
 def test_a_refused_key_may_ask_for_nothing():
     for value in (None, False, "none", 0):
-        config = load_config({**MINIMAL, "neftune_noise_alpha": value})
+        config = load_config({**MINIMAL, "label_smoothing_factor": value})
         assert len(config.warnings) == 1
-        assert "`neftune_noise_alpha: " in config.warnings[0]
-    assert "is not supported" in failure({**MINIMAL, "neftune_noise_alpha": 5})
-    assert load_config({**MINIMAL, "neftune_noise_alpha": 0}).warnings
+        assert "`label_smoothing_factor: " in config.warnings[0]
+    assert "is not supported" in failure({**MINIMAL, "label_smoothing_factor": 0.1})
 
 
 def test_notes_do_not_repeat_secrets():
@@ -310,6 +310,30 @@ def test_quantisation_under_other_names():
     assert "ignored by export" in exported.warnings[0]
 
 
+def test_options_of_a_schedule_are_a_block_or_json():
+    polynomial = {**MINIMAL, "lr_scheduler_type": "polynomial"}
+    as_block = load_config({**polynomial, "lr_scheduler_kwargs": {"lr_end": "1e-6", "power": 2}})
+    as_text = load_config({**polynomial, "lr_scheduler_kwargs": '{"power": 2, "lr_end": 1e-6}'})
+    assert json.loads(as_block.train.lr_scheduler_kwargs) == {"lr_end": 1e-6, "power": 2}
+    assert load_config(as_text.to_flat()) == as_text
+    assert load_config({**MINIMAL, "lr_scheduler_kwargs": {}}).train.lr_scheduler_kwargs is None
+
+
+def test_reward_adapters_on_a_trunk_are_the_reward_model():
+    ppo = {**MINIMAL, "stage": "ppo", "reward_model": "base", "reward_model_adapters": "rm"}
+    config = load_config(ppo)
+    assert config.reward.reward_model == "rm"
+    assert "`reward_model: base` is taken to be the base" in config.warnings[0]
+    assert "`reward_model_adapters: rm` is read as `reward_model: rm`" in config.warnings[1]
+    assert load_config({**ppo, "reward_model_adapters": None}).reward.reward_model == "base"
+
+
+def test_a_key_without_effect_says_so():
+    (warning,) = load_config({**MINIMAL, "dataloader_num_workers": 4}).warnings
+    assert warning.startswith("`dataloader_num_workers: 4` changes nothing: batches are made in the run")
+    assert load_config({**MINIMAL, "dataloader_num_workers": 0}).warnings == ()
+
+
 def test_reports_can_be_switched_off():
     assert load_config({**MINIMAL, "report_to": "none"}).trackers.report_to == ()
     assert load_config({**MINIMAL, "report_to": False}).warnings == ()
@@ -320,7 +344,19 @@ def test_reports_can_be_switched_off():
     [
         ({"stage": "dpo", "pref_loss": "kto_pair"}, "apo_zero is its successor"),
         ({"finetuning_type": "oft"}, "use lora"),
-        ({"lr_scheduler_type": "polynomial"}, "linear is the same curve"),
+        ({"lr_scheduler_type": "cosine_warmup_with_min_lr"}, "cosine_with_min_lr is the same curve"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "early_stopping_steps"),
+        ({"stage": "dpo", "pref_bco_weight": 0.5}, "nca_pair"),
+        ({"stage": "dpo", "ld_alpha": 0.5}, "simpo"),
+        ({"stage": "ppo", "reward_model": "r", "ref_model": "m2"}, "the actor as it starts"),
+        ({"stage": "dpo", "pref_loss": "simpo", "ref_model": "m2"}, "has no reference"),
+        ({"reward_model_adapters": "a,b"}, "give its own folder"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "must give min_lr or min_lr_rate"),
+        ({"lr_scheduler_kwargs": {"power": 2}}, "`power`, which lr_scheduler_type: linear does not take"),
+        ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": '{"power": "x"}'}, "`power: x`, which must be a"),
+        ({"lr_scheduler_kwargs": "power=2"}, "is not JSON"),
+        ({"lr_scheduler_kwargs": "[1]"}, "a block of names and numbers"),
+        ({"eval_delay": 5}, "`eval_delay` puts off evaluations"),
         ({"optim": "adafactor"}, "`optim: adafactor` is not supported"),
         ({"num_beams": 4}, "`num_beams: 4` is not supported"),
         ({"additional_target": "embed_tokens"}, "finetuning_type: freeze"),

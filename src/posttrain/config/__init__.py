@@ -3,7 +3,7 @@
 from posttrain.config.alarms import AlarmConfig
 from posttrain.config.defaults import stage_defaults
 from posttrain.config.loader import load_config
-from posttrain.config.method import MethodConfig, PreferenceConfig, RewardModelConfig
+from posttrain.config.method import MethodConfig, PreferenceConfig, RewardModelConfig, SFTConfig
 from posttrain.config.model import DataConfig, ModelConfig
 from posttrain.config.online import OnlineConfig, PPOConfig
 from posttrain.config.pipeline import PipelineConfig, PipelineStage, PreparedData, load_pipeline
@@ -36,6 +36,7 @@ __all__ = [
     "RewardConfig",
     "RewardModelConfig",
     "RunConfig",
+    "SFTConfig",
     "TrackerConfig",
     "TrainConfig",
     "is_online",

@@ -36,12 +36,9 @@ REFUSED_VALUES: Mapping[tuple[str, str], str] = {
         "(quantization_method: bnb)"
         for name in ("gptq", "awq", "aqlm", "quanto", "eetq", "hqq", "mxfp4", "fp8")
     },
-    ("lr_scheduler_type", "polynomial"): "is not supported; linear is the same curve with power 1",
-    ("lr_scheduler_type", "cosine_with_restarts"): "is not supported; cosine is the same curve without restarts",
-    ("lr_scheduler_type", "cosine_with_min_lr"): "is not supported; cosine falls to 0",
-    ("lr_scheduler_type", "cosine_warmup_with_min_lr"): "is not supported; cosine falls to 0",
+    ("lr_scheduler_type", "cosine_warmup_with_min_lr"): "is not supported; cosine_with_min_lr is the same curve after "
+    "warm-up",
     ("lr_scheduler_type", "reduce_lr_on_plateau"): "is not supported; use linear or cosine with early_stopping_steps",
-    ("lr_scheduler_type", "warmup_stable_decay"): "is not supported; use constant_with_warmup, linear or cosine",
 }
 """Values that the key has elsewhere; each completes the sentence "`key: value` ..."."""
 
@@ -135,10 +132,6 @@ _IGNORED: tuple[tuple[str, str], ...] = (
         "loraplus_lr_embedding pissa_iter pissa_convert",
     ),
     (
-        "it belongs to a variant of DPO that posttrain does not have",
-        "pref_bco_weight ld_alpha",
-    ),
-    (
         "it belongs to a loss that posttrain does not have",
         "asft_alpha eaft_alpha",
     ),
@@ -150,7 +143,11 @@ _IGNORED: tuple[tuple[str, str], ...] = (
     (
         "metrics go to trainer_log.jsonl and what `report_to` names",
         "swanlab_lark_webhook_url swanlab_lark_secret project trackio_space_id trackio_bucket_id "
-        "trackio_static_space_id logging_dir log_level log_level_replica log_on_each_node logging_strategy",
+        "trackio_static_space_id log_level log_level_replica log_on_each_node",
+    ),
+    (
+        "TensorBoard events lie in runs/ of output_dir",
+        "logging_dir",
     ),
     (
         "every run reports tokens per second, time and peak memory already",
@@ -169,7 +166,7 @@ _IGNORED: tuple[tuple[str, str], ...] = (
     ),
     (
         "evaluation runs at its steps and at the end, and reports the metrics of its stage",
-        "eval_delay eval_on_start prediction_loss_only eval_do_concat_batches eval_use_gather_object "
+        "prediction_loss_only eval_do_concat_batches eval_use_gather_object "
         "batch_eval_metrics use_legacy_prediction_loop compute_accuracy",
     ),
     (
@@ -224,15 +221,16 @@ _REFUSED: tuple[tuple[str, tuple[object, ...], str], ...] = (
         "export_hub_model_id push_to_hub",
     ),
     (
-        "the reference of PPO is the actor as it started, at no extra memory; put what it should be into "
-        "model_name_or_path and adapter_name_or_path",
-        (),
-        "ref_model ref_model_adapters",
+        "the BCO term beside a preference loss needs the mean reward of other batches; use pref_loss: nca_pair or "
+        "stage: kto, which also say where each answer should go",
+        (0, 0.0),
+        "pref_bco_weight",
     ),
     (
-        "the reward adapter, its head and its parents are found in one folder; put that folder into reward_model",
-        (),
-        "reward_model_adapters",
+        "tokens of an answer count the same wherever they stand; against long answers use pref_loss: simpo, whose "
+        "reward is a mean over tokens",
+        (1, 1.0),
+        "ld_alpha",
     ),
     (
         "the vocabulary is not changed; give a tokenizer and model that have these tokens already",
@@ -275,14 +273,9 @@ _REFUSED: tuple[tuple[str, tuple[object, ...], str], ...] = (
         "use_galore use_apollo use_badam use_adam_mini use_muon adafactor optim_args optim_target_modules",
     ),
     (
-        "the course of the learning rate is given by lr_scheduler_type, warmup_ratio and learning_rate alone",
-        (),
-        "lr_scheduler_kwargs",
-    ),
-    (
-        "SFT learns by plain cross-entropy; remove the line",
+        "SFT learns by plain cross-entropy, with use_dft_loss by its reweighted form; remove the line",
         (0, 0.0),
-        "use_dft_loss use_asft_loss use_eaft_loss neftune_noise_alpha label_smoothing_factor",
+        "use_asft_loss use_eaft_loss label_smoothing_factor",
     ),
     (
         "computation is in float32, bfloat16 or float16; set bf16: true on a GPU",

@@ -86,6 +86,7 @@ def resolve(entries: Mapping[str, Entry], *, name: str, command: Command) -> Run
         UserError: as ``load_config``.
     """
     reading = _Reading()
+    entries = _without_trunk(entries, reading)
     for key, entry in entries.items():
         _read_entry(key, entry, entries, reading)
     _require_model(reading, name, command)
@@ -99,6 +100,15 @@ def resolve(entries: Mapping[str, Entry], *, name: str, command: Command) -> Run
     _stop_on_mistakes(reading, name)
     warnings = (*reading.warnings, *(f"{sentence}." for sentence in cautions(config, command)))
     return RunConfig.from_values(values, sources=reading.sources, warnings=warnings)
+
+
+def _without_trunk(entries: Mapping[str, Entry], reading: _Reading) -> Mapping[str, Entry]:
+    """The entries without ``reward_model`` where adapters on it are named: the adapter knows its base."""
+    adapters, trunk = entries.get("reward_model_adapters"), entries.get("reward_model")
+    if adapters is None or trunk is None or not translate("reward_model_adapters", adapters.value)[0]:
+        return entries
+    reading.warnings.append(f"`reward_model: {trunk.value}` is taken to be the base of `reward_model_adapters`.")
+    return {key: entry for key, entry in entries.items() if key != "reward_model"}
 
 
 def _read_entry(key: str, entry: Entry, entries: Mapping[str, Entry], reading: _Reading) -> None:

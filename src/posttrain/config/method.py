@@ -55,6 +55,18 @@ class MethodConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SFTConfig:
+    """The loss of stage sft."""
+
+    use_dft_loss: bool = option(
+        False, help="Weigh each token's loss by the probability it has (dynamic fine-tuning), against rote learning."
+    )
+    neftune_noise_alpha: float | None = option(
+        None, help="Noise on the embeddings in training, 5 to 15; null or 0 is none (NEFTune).", minimum=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RewardModelConfig:
     """The loss of stage rm."""
 
@@ -92,6 +104,12 @@ class PreferenceConfig:
     simpo_gamma: float = option(0.5, help="Margin by which simpo wants the chosen answer to win.", minimum=0)
     kto_chosen_weight: float = option(1.0, help="Weight of good answers in stage kto.", minimum=0)
     kto_rejected_weight: float = option(1.0, help="Weight of bad answers in stage kto.", minimum=0)
+    ref_model: str | None = option(
+        None, help="Stages dpo and kto: another model as the reference; null is the policy as it starts.", path=True
+    )
+    ref_model_adapters: tuple[str, ...] = option(
+        (), help="Adapters that the reference wears, on `ref_model` or else on `model_name_or_path`.", path=True
+    )
     cache_ref_logps: bool = option(
         True, help="Keep the reference's log-probabilities in `output_dir`, for a run that is resumed."
     )

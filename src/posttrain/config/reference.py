@@ -14,6 +14,7 @@ _TITLES = {
     "model": "Model",
     "data": "Data",
     "method": "Stage and trained weights",
+    "sft": "Supervised fine-tuning",
     "reward_model": "Reward model",
     "reward": "Rewards",
     "preference": "Preferences",

@@ -12,6 +12,7 @@ from posttrain.config.model_rules import device_problems, quantization_cautions,
 from posttrain.config.reward_rules import reward_problems
 from posttrain.config.run import KEYS, Command, RunConfig
 from posttrain.config.stages import GROUP_STAGES, ONLINE_STAGES, concerns, is_online
+from posttrain.config.train_rules import idle_keys, reference_problems, schedule_problems
 
 Finding = tuple[str, str]
 """A key, and the sentence about it that the loader prefixes with the line on which the key stands."""
@@ -27,7 +28,7 @@ def problems(config: RunConfig, command: Command) -> list[Finding]:
     rules = [_numbers, device_problems]
     if command == "train":
         rules += [_required, _stage, _data, data_problems, _adapters, _reward, _online, _ppo, _preference]
-        rules += [_evaluation, _best_model, _precision]
+        rules += [_evaluation, _best_model, _precision, schedule_problems, reference_problems]
     if command == "loop":
         rules += [_stage, _adapters, _online, _ppo, _precision]
     if command == "data":
@@ -48,7 +49,7 @@ def cautions(config: RunConfig, command: Command) -> list[str]:
     rules: list[Callable[[RunConfig], Iterator[str]]] = [_legacy_export]
     if command == "train":
         rules += [_foreign_stage, _batching, _sampling, _small_beta, _double_warmup, _predict, _save_only]
-        rules += [alarm_cautions]
+        rules += [alarm_cautions, idle_keys]
     if command == "loop":
         rules += [_sampling, _double_warmup]
     if command == "export":

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from posttrain.config.alarms import AlarmConfig
 from posttrain.config.judge import JudgeConfig
-from posttrain.config.method import MethodConfig, PreferenceConfig, RewardModelConfig
+from posttrain.config.method import MethodConfig, PreferenceConfig, RewardModelConfig, SFTConfig
 from posttrain.config.model import DataConfig, ModelConfig
 from posttrain.config.online import OnlineConfig, PPOConfig
 from posttrain.config.options import type_hints
@@ -24,6 +24,7 @@ GROUPS: Mapping[str, type] = {
     "model": ModelConfig,
     "data": DataConfig,
     "method": MethodConfig,
+    "sft": SFTConfig,
     "reward_model": RewardModelConfig,
     "reward": RewardConfig,
     "preference": PreferenceConfig,
@@ -90,6 +91,7 @@ class RunConfig:
     model: ModelConfig
     data: DataConfig
     method: MethodConfig
+    sft: SFTConfig
     reward_model: RewardModelConfig
     reward: RewardConfig
     preference: PreferenceConfig

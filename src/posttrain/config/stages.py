@@ -13,6 +13,7 @@ OFFLINE_STAGES = ("pt", "sft", "rm", "dpo", "kto")
 TRAINING_STAGES = (*OFFLINE_STAGES, *ONLINE_STAGES)
 
 GROUP_STAGES: Mapping[str, tuple[str, ...]] = {
+    "sft": ("sft",),
     "reward_model": ("rm",),
     "preference": ("dpo", "kto", "online_dpo"),
     "reward": ONLINE_STAGES,

@@ -32,8 +32,21 @@ class TrainConfig:
     learning_rate: float = option(5e-5, help="Highest learning rate.", minimum=0)
     num_train_epochs: float = option(3.0, help="Passes over the data.", above=0)
     max_steps: int = option(-1, help="Stop after this many optimizer steps; -1 goes by epochs.", minimum=-1)
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"] = option(
-        "linear", help="Course of the learning rate after warm-up."
+    lr_scheduler_type: Literal[
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "cosine_with_min_lr",
+        "polynomial",
+        "constant",
+        "constant_with_warmup",
+        "inverse_sqrt",
+        "warmup_stable_decay",
+    ] = option("linear", help="Course of the learning rate after warm-up.")
+    lr_scheduler_kwargs: str | None = option(
+        None,
+        help="Numbers of that course under their names in transformers, a block or JSON: `min_lr` or `min_lr_rate` "
+        "(cosine_with_min_lr), `num_cycles`, `power`, `lr_end`, `num_decay_steps`, `min_lr_ratio` ...",
     )
     warmup_ratio: float = option(0.0, help="Share of the steps in which the rate rises.", minimum=0, maximum=1)
     warmup_steps: int = option(0, help="Number of steps in which the rate rises; wins over `warmup_ratio`.", minimum=0)
@@ -53,6 +66,9 @@ class TrainConfig:
     seed: int = option(42, help="Seed of everything random.", minimum=0)
     data_seed: int | None = option(None, help="Seed of the order of the rows; null is `seed`.", minimum=0)
     logging_steps: int = option(10, help="Write a line of metrics every so many steps.", minimum=1)
+    logging_strategy: Literal["no", "steps", "epoch"] = option(
+        "steps", help="When metrics of training are written; `no` leaves evaluations alone in the log."
+    )
     logging_first_step: bool = option(False, help="Write metrics of the first step too.")
     plot_loss: bool = option(False, help="Draw the curves of the run as PNG files.")
     disable_tqdm: bool = option(False, help="Show no progress bar.")
@@ -67,6 +83,10 @@ class TrainConfig:
     )
     eval_strategy: Literal["no", "steps", "epoch"] = option("no", help="When the run is evaluated.")
     eval_steps: int | None = option(None, help="Steps between evaluations; null is `logging_steps`.", minimum=1)
+    eval_on_start: bool = option(False, help="Evaluate before the first step too; stages pt and those that sample do.")
+    eval_delay: float = option(
+        0.0, help="Steps, or epochs with `eval_strategy: epoch`, before the first evaluation.", minimum=0
+    )
     load_best_model_at_end: bool = option(False, help="Keep the best checkpoint and end with it.")
     metric_for_best_model: str | None = option(
         None,
@@ -78,4 +98,4 @@ class TrainConfig:
         None, help="Stop when this many evaluations in a row bring no improvement.", minimum=1
     )
     ddp_timeout: int = option(1800, help="Seconds that the processes of one run wait for each other.", minimum=0)
-    dataloader_num_workers: int = option(0, help="Accepted for compatibility; batches are made in the run.", minimum=0)
+    dataloader_num_workers: int = option(0, help="Without effect, with a note: batches are made in the run.", minimum=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -145,6 +146,40 @@ def _quantization_method(value: object) -> Translation:
     return {"quantization_method": "bnb" if name == "bitsandbytes" else value}, None
 
 
+def _reward_adapters(value: object) -> Translation:
+    names = [name for name in _names(value) if name != "none"]
+    if not names:
+        return {}, None
+    if len(names) > 1:
+        raise RefusalError(
+            "is not supported: a reward adapter brings the parents that it records; give its own folder, the last"
+        )
+    return {"reward_model": names[0]}, (
+        f"`reward_model_adapters: {names[0]}` is read as `reward_model: {names[0]}`: the folder says what it stands on"
+    )
+
+
+def _scheduler_kwargs(value: object) -> Translation:
+    read = value
+    if isinstance(value, str) and value.strip():
+        try:
+            read = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise RefusalError(f'is not JSON ({error.msg}); write a block or {{"min_lr": 1e-6}}') from None
+    if not read:
+        return {"lr_scheduler_kwargs": None}, None
+    if not isinstance(read, Mapping):
+        raise RefusalError('must be a block of names and numbers, such as {"min_lr": 1e-6}')
+    plain = {str(name): _plain_number(number) for name, number in read.items()}
+    return {"lr_scheduler_kwargs": json.dumps(plain, sort_keys=True)}, None
+
+
+def _plain_number(value: object) -> object:
+    """YAML reads 1e-6, without a point, as text."""
+    number = _number(value) if isinstance(value, str) else None
+    return value if number is None else number
+
+
 def _task(value: object) -> Translation:
     name = str(value).strip().lower()
     if any(exam in name for exam in ("mmlu", "ceval", "cmmlu")):
@@ -168,6 +203,8 @@ _READERS: Mapping[str, Callable[[object], Translation]] = {
     "load_in_4bit": _load_in(4),
     "load_in_8bit": _load_in(8),
     "quantization_method": _quantization_method,
+    "lr_scheduler_kwargs": _scheduler_kwargs,
+    "reward_model_adapters": _reward_adapters,
 }
 
 TRANSLATED = frozenset(_READERS)

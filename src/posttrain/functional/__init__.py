@@ -4,6 +4,7 @@ from posttrain.functional.advantages import discounted_returns, gae, group_relat
 from posttrain.functional.kl import KLKind, kl_estimate
 from posttrain.functional.logprobs import token_logprobs
 from posttrain.functional.masked import masked_mean, masked_variance, whiten
+from posttrain.functional.noise import embedding_noise
 from posttrain.functional.policy import cispo_loss, clipped_surrogate, clipped_value_loss, sequence_ratio_logprobs
 from posttrain.functional.preference import (
     CPOKind,
@@ -28,6 +29,7 @@ __all__ = [
     "cpo_loss",
     "discounted_returns",
     "dpo_loss",
+    "embedding_noise",
     "gae",
     "group_relative",
     "kl_estimate",

@@ -20,6 +20,7 @@ from posttrain.models.chains import Link
 from posttrain.models.forward import is_packed, prepare_trunk
 from posttrain.models.lineage import Backbone, Lineage, check_template, write_lineage
 from posttrain.models.load import disable_dropout
+from posttrain.models.neftune import add_noise
 from posttrain.models.quantize import is_quantized
 from posttrain.models.roles import Roles
 from posttrain.models.saving import share
@@ -157,6 +158,8 @@ def finish(config: RunConfig, backbone: PreTrainedModel) -> None:
         warnings.simplefilter("always")
         if not is_packed(backbone):
             prepare_trunk(backbone)
+    if config.method.stage == "sft" and config.sft.neftune_noise_alpha:
+        add_noise(backbone, config.sft.neftune_noise_alpha)
     if config.train.gradient_checkpointing:
         # transformers renamed it in 5.20 and warns about the old name
         enable = getattr(backbone, "activation_checkpointing_enable", backbone.gradient_checkpointing_enable)

@@ -160,13 +160,12 @@ class Monitor:
         shown = ("loss", "reward_mean", "kl", "tokens_per_second")
         self._progress.update(1, **{name: stats[name] for name in shown if name in stats})
         last = step == self.total
-        first = step == 1 and self._config.logging_first_step
-        if step % self._config.logging_steps == 0 or last or first:
+        if self._logs(step, last):
             self._log.log(step, self._meter.take(), step / self._steps_per_epoch)
         if self._alarms is not None:
             self._raise(step, self._alarms.after_step(step, stats))
         every = self._config.eval_steps or self._config.logging_steps
-        if not self.stopped_by and self._due(step, self._config.eval_strategy, every):
+        if not self.stopped_by and self._due(step, self._config.eval_strategy, every) and self._waited_for(step):
             self.evaluate(step)
             if self._keeps_best and self.best.step == step:
                 self.save(step)
@@ -317,6 +316,18 @@ class Monitor:
         if more and goes_on:
             best = f"{self._metric} {self.best.value:.4g}"
             self._progress.note(f"Going back to checkpoint-{self.best.step}, the best before ({best}).")
+
+    def _logs(self, step: int, last: bool) -> bool:
+        strategy = self._config.logging_strategy
+        if strategy == "no":
+            return False
+        first = step == 1 and self._config.logging_first_step
+        return last or first or self._due(step, strategy, self._config.logging_steps)
+
+    def _waited_for(self, step: int) -> bool:
+        """Whether ``eval_delay`` is over."""
+        passed = step / self._steps_per_epoch if self._config.eval_strategy == "epoch" else step
+        return passed >= self._config.eval_delay
 
     def _due(self, step: int, strategy: str, every: int) -> bool:
         if strategy == "epoch":

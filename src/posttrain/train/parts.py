@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from posttrain.algorithms import make_algorithm
 from posttrain.config import RunConfig, is_online
+from posttrain.config.schedules import schedule_options
 from posttrain.data.datasets import Splits
 from posttrain.engine import Engine, OptimizerSettings, Processes
 from posttrain.errors import UserError
@@ -106,11 +107,14 @@ def make_engine(config: RunConfig, roles: Roles, plan: StepsPlan, processes: Pro
         clip_per_role=config.ppo.clip_grad_per_role,
         starts={Role.ACTOR: config.ppo.critic_warmup_steps * per_step} if config.method.stage == "ppo" else {},
     )
+    options = schedule_options(settings.lr_scheduler_kwargs)
     schedule = partial(
         learning_rate_factor,
         total=plan.total * per_step,
         warmup=plan.warmup * per_step,
         kind=settings.lr_scheduler_type,
+        learning_rate=settings.learning_rate,
+        options={n: v * per_step if n.endswith("_steps") and v else v for n, v in options.items()},
     )
     online = is_online(config.method.stage)
     return Engine(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,21 +18,24 @@ from posttrain.config import is_online
 from posttrain.data.batches import collate
 from posttrain.data.encode import EncodedPair
 from posttrain.data.template import EncodedRow, pad_token_id
+from posttrain.models.assemble_reference import has_reference_model, reference_roles
 from posttrain.models.quantize import quantization
 from posttrain.train.parts import Parts, make_algorithm
 from posttrain.train.progress import Progress
-from posttrain.types import Role
+from posttrain.types import Batch, Role
 
 FILE = "reference_logps.safetensors"
 _NAME = "logps"
 _SEQUENCES_AT_ONCE = 64
+_ROWS_AT_ONCE = 4  # of a reference model of its own: two pairs
 
 
 def with_reference(parts: Parts, stream: TextIO) -> Parts:
     """The parts with ``ref_logps`` in every row, where the algorithm asks for a reference.
 
     The policy gives them before it trains: it is its own reference, so no second model is ever in memory, whichever
-    weights train. They are kept in the run directory for a run that is resumed.
+    weights train. A ``ref_model`` gives them instead, and leaves again. They are kept in the run directory for a run
+    that is resumed.
 
     Args:
         parts: the engine before its first step, and before a checkpoint is read into it.
@@ -43,10 +46,11 @@ def with_reference(parts: Parts, stream: TextIO) -> Parts:
         return parts
     rows = [*splits.train, *splits.validation]
     cache = parts.directory.path / FILE if config.preference.cache_ref_logps else None
-    key = content_hash([text for row in rows for text in _sequences(row)], _identity(parts))
+    ask, identity = _asked(parts)
+    key = content_hash([text for row in rows for text in _sequences(row)], identity)
     logps = _kept(cache, key) if parts.engine.processes.size == 1 else None
     if logps is None:
-        logps = _measured(parts, rows, stream)
+        logps = _measured(parts, rows, ask, stream)
         if cache is not None and parts.engine.processes.is_first:
             parts.directory.write_file(FILE, lambda path: save_file({_NAME: logps}, path, metadata={"key": key}))
     values = logps.tolist()
@@ -56,14 +60,29 @@ def with_reference(parts: Parts, stream: TextIO) -> Parts:
     return replace(parts, splits=replace(splits, train=rows[:count], validation=rows[count:]))
 
 
-def _measured(parts: Parts, rows: Sequence[Any], stream: TextIO) -> Tensor:
-    """[2 R] log-probabilities of both sequences of each row under the policy as it is."""
+def _asked(parts: Parts) -> tuple[Callable[[Batch], Tensor], str]:
+    """Who gives the log-probabilities [B] of a batch, and a name for its weights."""
+    if not has_reference_model(parts.config):
+        return parts.engine.sequence_logps, _identity(parts)
+    roles, identity = reference_roles(parts.config)
+
+    def answers(batch: Batch) -> Tensor:
+        rows = torch.arange(len(batch)).split(_ROWS_AT_ONCE)
+        with torch.no_grad():
+            pieces = [batch.rows(some).to(parts.engine.device) for some in rows]
+            return torch.cat([roles(piece, (Role.REFERENCE,)).logprobs.sum(dim=1) for piece in pieces])
+
+    return answers, identity
+
+
+def _measured(parts: Parts, rows: Sequence[Any], ask: Callable[[Batch], Tensor], stream: TextIO) -> Tensor:
+    """[2 R] log-probabilities of both sequences of each row under the reference."""
     pad, found = pad_token_id(parts.tokenizer), []
     texts = [text for row in rows for text in _sequences(row)]
     with Progress(len(rows), "reference", parts.config.train.disable_tqdm, stream=stream) as progress:
         for start in range(0, len(texts), _SEQUENCES_AT_ONCE):
             some = texts[start : start + _SEQUENCES_AT_ONCE]
-            found.append(parts.engine.sequence_logps(collate(some, pad)).cpu().float())
+            found.append(ask(collate(some, pad)).cpu().float())
             progress.update(len(some) // 2)
     return torch.cat(found)
 

@@ -125,7 +125,8 @@ def read_folders(config: RunConfig) -> list[str]:
     """Models and adapters that the run loads."""
     model, reward = config.model, config.reward
     rewards = [name for name in (reward.model_folder, reward.reward_classifier, *reward.reward_ensemble) if name]
-    return [model.model_name_or_path, *model.adapter_name_or_path, *rewards]
+    reference = [name for name in (config.preference.ref_model, *config.preference.ref_model_adapters) if name]
+    return [model.model_name_or_path, *model.adapter_name_or_path, *rewards, *reference]
 
 
 def _finished(folder: Path, plan: StepsPlan, resume: bool | str | None) -> dict[str, Any] | None:

@@ -78,7 +78,7 @@ class OfflineStage:
         self._rows = offline.Rows(splits.train, splits.validation, lengths_of(splits.train), make_batch, size)
         self._parts = parts
         self._algorithm = make_algorithm(config)
-        self.measures_before = config.method.stage == "pt"
+        self.measures_before = config.method.stage == "pt" or config.train.eval_on_start
         self.evaluate: Callable[[], Mapping[str, float]] | None = None
         if splits.validation:
             self.evaluate = offline.evaluation(config, parts.engine, self._algorithm, self._rows)
