@@ -196,8 +196,8 @@ _IGNORED: tuple[tuple[str, str], ...] = (
         "export_hf_on_finish extra_config dp_size cp_size cp_mode mp_replicate_size mp_shard_size dist_timeout",
     ),
     (
-        "nothing is sent to a model hub",
-        "hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision",
+        "push_to_hub uploads once, when the run has come to its end",
+        "hub_strategy hub_always_push",
     ),
     (
         "it belongs to the question sets of `llamafactory-cli eval`; `posttrain eval` measures your own data",
@@ -214,11 +214,6 @@ _REFUSED: tuple[tuple[str, tuple[object, ...], str], ...] = (
         "exports are unquantised safetensors; export first and quantise the folder with the program that will serve it",
         (),
         "export_quantization_bit",
-    ),
-    (
-        "nothing is sent to a model hub; export to a folder and upload that with `hf upload`",
-        (),
-        "export_hub_model_id push_to_hub",
     ),
     (
         "the BCO term beside a preference loss needs the mean reward of other batches; use pref_loss: nca_pair or "

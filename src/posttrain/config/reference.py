@@ -25,6 +25,7 @@ _TITLES = {
     "train": "Training run",
     "trackers": "Trackers",
     "export": "Export",
+    "hub": "Hub",
     "predict": "Prediction",
     "judge": "Judge",
     "evaluate": "Evaluation",

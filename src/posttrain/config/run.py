@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from posttrain.config.alarms import AlarmConfig
+from posttrain.config.hub import HubConfig
 from posttrain.config.judge import JudgeConfig
 from posttrain.config.method import MethodConfig, PreferenceConfig, RewardModelConfig, SFTConfig
 from posttrain.config.model import DataConfig, ModelConfig
@@ -35,6 +36,7 @@ GROUPS: Mapping[str, type] = {
     "train": TrainConfig,
     "trackers": TrackerConfig,
     "export": ExportConfig,
+    "hub": HubConfig,
     "predict": PredictConfig,
     "judge": JudgeConfig,
     "evaluate": EvalConfig,
@@ -102,6 +104,7 @@ class RunConfig:
     train: TrainConfig
     trackers: TrackerConfig
     export: ExportConfig
+    hub: HubConfig
     predict: PredictConfig
     judge: JudgeConfig
     evaluate: EvalConfig

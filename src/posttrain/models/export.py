@@ -25,6 +25,7 @@ from posttrain.data.template import Template
 from posttrain.errors import RunError, UserError
 from posttrain.models.backbone import device
 from posttrain.models.heads import ScalarHead
+from posttrain.models.hub import planned_upload, upload, write_card
 from posttrain.models.lineage import Backbone, fingerprint, read_lineage
 from posttrain.models.load import load_causal_lm, quiet, read_json
 from posttrain.models.merging import classifier, merge
@@ -72,6 +73,7 @@ def export_model(config: RunConfig, notify: Callable[[str], None] = lambda sente
         notify(sentence)
     source = _checked_source(config)
     target = _check_target(config, source)
+    planned = planned_upload(config, target, export=True)
     _remove_leftovers(target)
     writer = _Writer(config, source, target, *_loaded(config, source, notify))
     try:
@@ -88,6 +90,9 @@ def export_model(config: RunConfig, notify: Callable[[str], None] = lambda sente
         shutil.rmtree(temporary, ignore_errors=True)
     for sentence in sentences:
         notify(sentence)
+    if planned is not None:
+        write_card(config, target)
+        notify(f"uploaded to {upload(target, planned)}")
     return target
 
 

@@ -19,6 +19,7 @@ from posttrain.data.datasets import Splits, load_dataset
 from posttrain.engine import Processes, joined
 from posttrain.models.assemble import Assembly, offline_assembly, online_assembly
 from posttrain.models.fetch import resolve_model
+from posttrain.models.hub import planned_upload, upload, write_card
 from posttrain.models.load import load_tokenizer
 from posttrain.train.disk import reason
 from posttrain.train.failures import explained, kept, reading
@@ -67,6 +68,7 @@ def _train(config: RunConfig, processes: Processes, notify: Callable[[str], None
     }
     RunDirectory.check(settings.output_dir, **place)
     check_trackers(config.trackers)
+    planned = planned_upload(config, settings.output_dir)
     with processes.first_alone():
         folder = resolve_model(model.model_name_or_path, revision=model.model_revision, cache_dir=model.cache_dir)
     tokenizer = load_tokenizer(folder, use_fast=model.use_fast_tokenizer, trust_remote_code=model.trust_remote_code)
@@ -93,7 +95,11 @@ def _train(config: RunConfig, processes: Processes, notify: Callable[[str], None
     if directory.notice:
         notify(directory.notice)
     engine = make_engine(config, assembly.roles, plan, processes)
-    return _run(Parts(config, directory, tokenizer, splits, plan, assembly, engine), notify)
+    results = _run(Parts(config, directory, tokenizer, splits, plan, assembly, engine), notify)
+    if planned is not None and processes.is_first:
+        write_card(config, directory.path)
+        notify(f"uploaded to {upload(directory.path, planned)}")
+    return results
 
 
 def dressed(config: RunConfig, tokenizer: PreTrainedTokenizerBase, splits: Splits) -> Assembly:
