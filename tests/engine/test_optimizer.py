@@ -38,6 +38,20 @@ def test_groups_by_role_and_decay() -> None:
     assert found[2][0][0] is value
 
 
+def test_the_second_matrix_of_lora_has_a_rate_of_its_own() -> None:
+    first, second, head = parameter(2, 3), parameter(3, 2), parameter(1, 2)
+    owned = {
+        Role.ACTOR: {"q_proj.lora_A.actor.weight": first, "q_proj.lora_B.actor.weight": second},
+        Role.CRITIC: {"q_proj.lora_B.actor.weight": second, "head": head},
+    }
+    rates = {Role.CRITIC: 0.5}
+    settings = OptimizerSettings(learning_rate=0.1, lora_b_ratio=8.0, role_learning_rates=rates, weight_decay=0.3)
+    groups = adamw(owned, settings).param_groups
+    assert [g["params"] for g in groups] == [[first], [second], [head]]
+    assert [g["initial_lr"] for g in groups] == pytest.approx([0.1, 0.8, 0.5])
+    assert {g["weight_decay"] for g in groups} == {0.3}
+
+
 def test_nothing_to_train() -> None:
     with pytest.raises(ValueError, match="no parameter trains"):
         adamw({Role.ACTOR: {}}, OptimizerSettings(learning_rate=0.1))

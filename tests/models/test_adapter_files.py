@@ -222,7 +222,6 @@ def test_other_kinds_of_adapter_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("use_dora", True),
         ("bias", "all"),
         ("modules_to_save", ["embed_tokens"]),
         ("layer_replication", [[0, 2]]),

@@ -128,10 +128,6 @@ _IGNORED: tuple[tuple[str, str], ...] = (
         "module_dropout oft_rank oft_block_size oft_target",
     ),
     (
-        "it only matters with a kind of LoRA that posttrain does not have",
-        "loraplus_lr_embedding pissa_iter pissa_convert",
-    ),
-    (
         "it belongs to a loss that posttrain does not have",
         "asft_alpha eaft_alpha",
     ),
@@ -251,11 +247,6 @@ _REFUSED: tuple[tuple[str, tuple[object, ...], str], ...] = (
         "give the folder of the adapter itself in adapter_name_or_path",
         (),
         "adapter_folder",
-    ),
-    (
-        "the adapters are LoRA and rsLoRA; remove the line, or set use_rslora: true",
-        (),
-        "use_dora pissa_init loraplus_lr_ratio",
     ),
     (
         "the layers of the model are not expanded; use finetuning_type: lora or freeze",

@@ -35,6 +35,21 @@ class MethodConfig:
     lora_alpha: int | None = option(None, help="LoRA scale, divided by the rank; null is twice `lora_rank`.", minimum=1)
     lora_dropout: float = option(0.0, help="Dropout before a LoRA adapter.", minimum=0, below=1)
     use_rslora: bool = option(False, help="Divide `lora_alpha` by the square root of the rank instead.")
+    use_dora: bool = option(False, help="DoRA: learn the length of each row of a weight apart from its direction.")
+    pissa_init: bool = option(
+        False,
+        help="PiSSA: start an adapter from the largest singular vectors; for stages that do not sample.",
+    )
+    pissa_iter: int = option(16, help="Iterations of PiSSA's fast decomposition; -1 decomposes exactly.", minimum=-1)
+    pissa_convert: bool = option(
+        False, help="Changes nothing: a PiSSA adapter is always saved as plain LoRA of twice the rank on the base."
+    )
+    loraplus_lr_ratio: float | None = option(
+        None, help="LoRA+: learning rate of the B matrices, as a multiple of `learning_rate`.", above=0
+    )
+    loraplus_lr_embedding: float = option(
+        1e-6, help="Accepted for compatibility: adapters are on linear layers, never on the embedding.", minimum=0
+    )
     create_new_adapter: bool = option(
         False,
         help="Train a new adapter on top of those in `adapter_name_or_path` instead of continuing the last; "

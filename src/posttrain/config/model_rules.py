@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from posttrain.config.run import RunConfig
+from posttrain.config.run import Command, RunConfig
+from posttrain.config.stages import is_online
 
 _BITS = (4, 8)
+
+Rule = Callable[[RunConfig], Iterator[tuple[str, str]]]
+
+
+def model_rules(command: Command) -> list[Rule]:
+    """The rules of this module that concern a command."""
+    rules: list[Rule] = [device_problems]
+    if command not in ("export", "label"):
+        rules += [quantization_problems]
+    if command in ("train", "loop"):
+        rules += [adapter_kind_problems]
+    return rules
 
 
 def quantization_problems(config: RunConfig) -> Iterator[tuple[str, str]]:
@@ -29,6 +42,35 @@ def quantization_problems(config: RunConfig) -> Iterator[tuple[str, str]]:
             "`ref_model_quantization_bit` must be what quantization_bit is: the reference is the model that trains as "
             "it started, on the same base in memory; remove it, or set quantization_bit: "
             f"{model.ref_model_quantization_bit}",
+        )
+
+
+def adapter_kind_problems(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Kinds of LoRA that do not go together, or not with the stage or the base."""
+    method, bits = config.method, config.model.quantization_bit
+    for key in ("use_dora", "pissa_init", "loraplus_lr_ratio"):
+        if config.value(key) and method.finetuning_type != "lora":
+            yield key, f"`{key}` is about LoRA adapters; finetuning_type: {method.finetuning_type} has none"
+            return
+    if method.use_dora and method.pissa_init:
+        yield (
+            "pissa_init",
+            "`pissa_init` and `use_dora` do not go together: what they learn could not be saved as an adapter on the "
+            "base; keep one",
+        )
+    if method.use_dora and bits == 8:
+        yield "use_dora", "`use_dora` needs the lengths of weights, which it reads of 4 bits alone: quantization_bit: 4"
+    if method.pissa_init and bits:
+        yield (
+            "pissa_init",
+            "`pissa_init` changes the base, and a quantised one cannot be changed exactly; keep one of it and "
+            "quantization_bit",
+        )
+    if method.pissa_init and is_online(method.stage):
+        yield (
+            "pissa_init",
+            f"`pissa_init` changes the base beneath the adapter, on which all roles of stage {method.stage} stand; "
+            "remove it, or use it in sft",
         )
 
 

@@ -8,7 +8,7 @@ from posttrain.config.alarm_rules import alarm_cautions, alarm_problems
 from posttrain.config.data_rules import data_problems
 from posttrain.config.defaults import stage_defaults
 from posttrain.config.judge_rules import judged_reward_problems, label_problems
-from posttrain.config.model_rules import device_problems, quantization_cautions, quantization_problems
+from posttrain.config.model_rules import model_rules, quantization_cautions
 from posttrain.config.reward_rules import reward_problems
 from posttrain.config.run import KEYS, Command, RunConfig
 from posttrain.config.stages import GROUP_STAGES, ONLINE_STAGES, concerns, is_online
@@ -25,7 +25,7 @@ _NEEDED: tuple[tuple[str, str, str], ...] = (
 
 def problems(config: RunConfig, command: Command) -> list[Finding]:
     """What keeps the command from working."""
-    rules = [_numbers, device_problems]
+    rules = [_numbers, *model_rules(command)]
     if command == "train":
         rules += [_required, _stage, _data, data_problems, _adapters, _reward, _online, _ppo, _preference]
         rules += [_evaluation, _best_model, _precision, schedule_problems, reference_problems]
@@ -33,8 +33,6 @@ def problems(config: RunConfig, command: Command) -> list[Finding]:
         rules += [_stage, _adapters, _online, _ppo, _precision]
     if command == "data":
         rules += [_stage, _data, data_problems]
-    if command not in ("export", "label"):
-        rules += [quantization_problems]
     if command == "export":
         rules += [_export]
     if command == "train":

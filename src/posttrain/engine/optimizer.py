@@ -19,6 +19,8 @@ class OptimizerSettings:
     Attributes:
         learning_rate: of every role not named in ``role_learning_rates``.
         role_learning_rates: role -> its own learning rate.
+        lora_b_ratio: learning rate of the B matrices of LoRA over that of everything else (LoRA+, Hayou et al., 2024,
+            arXiv:2402.12354).
         max_grad_norm: clip the global norm to this; 0 leaves gradients alone.
         clip_per_role: clip the norm of each role by itself instead; what two roles train counts with the first.
         starts: role -> optimizer step from which its parameters move; what two roles train goes by the first.
@@ -32,6 +34,7 @@ class OptimizerSettings:
     role_learning_rates: Mapping[Role, float] = field(default_factory=dict)
     clip_per_role: bool = False
     starts: Mapping[Role, int] = field(default_factory=dict)
+    lora_b_ratio: float = 1.0
 
 
 def adamw(parameters: Mapping[Role, Mapping[str, nn.Parameter]], settings: OptimizerSettings) -> torch.optim.AdamW:
@@ -41,13 +44,19 @@ def adamw(parameters: Mapping[Role, Mapping[str, nn.Parameter]], settings: Optim
         ValueError: if there is nothing to train.
     """
     groups = []
+    second = {id(p) for named in parameters.values() for name, p in named.items() if ".lora_B." in name}
     for role, owned in _each_once(parameters).items():
         rate = settings.role_learning_rates.get(role, settings.learning_rate)
-        for decays in (True, False):
-            members = [p for p in owned if (p.dim() > 1) is decays]
-            decay = settings.weight_decay if decays else 0.0
-            if members:
-                groups.append({"params": members, "lr": rate, "initial_lr": rate, "weight_decay": decay})
+        kinds = [(owned, rate)]
+        if settings.lora_b_ratio != 1.0:
+            rest = [p for p in owned if id(p) not in second]
+            kinds = [(rest, rate), ([p for p in owned if id(p) in second], rate * settings.lora_b_ratio)]
+        for some, own_rate in kinds:
+            for decays in (True, False):
+                members = [p for p in some if (p.dim() > 1) is decays]
+                decay = settings.weight_decay if decays else 0.0
+                if members:
+                    groups.append({"params": members, "lr": own_rate, "initial_lr": own_rate, "weight_decay": decay})
     if not groups:
         raise ValueError("no parameter trains: the role table has no trained role")
     return torch.optim.AdamW(groups, betas=settings.betas, eps=settings.eps, fused=True)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from posttrain.config import RunConfig, is_online
 from posttrain.engine.microbatches import DEFAULT_MAX_TOKENS, microbatches
 from posttrain.errors import UserError
-from posttrain.models.adapters import add_adapter, fold, lora_layers, merged, wear
+from posttrain.models.adapters import add_adapter, check_stack, fold, lora_layers, merged, wear
 from posttrain.models.backbone import model_folder
 from posttrain.models.chains import Link, chain, check_links, common_prefix
 from posttrain.models.forward import answer, is_packed, prepare_trunk
@@ -233,6 +233,9 @@ def _put_on(backbone: PreTrainedModel, chains: Sequence[tuple[Link, ...]]) -> di
             add_adapter(backbone, names[link.fingerprint], link.files.config, link.files.state)
     if names:
         wear(backbone, ())
+    if is_quantized(backbone):
+        for links in chains:
+            check_stack(backbone, [names[link.fingerprint] for link in links])
     backbone.requires_grad_(False)
     return names
 

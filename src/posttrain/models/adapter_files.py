@@ -26,9 +26,9 @@ from posttrain.models.saving import share
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+MAGNITUDE = "lora_magnitude_vector"
 
 _UNSUPPORTED = {
-    "use_dora": "DoRA, whose magnitudes cannot be added up",
     "use_qalora": "QA-LoRA",
     "use_bdlora": "block-diagonal LoRA",
     "lora_bias": "biases inside LoRA layers",
@@ -65,7 +65,7 @@ def read_adapter(folder: str | Path) -> AdapterFiles:
     """Read a LoRA adapter folder: ours, LLaMA-Factory's or peft's own (causal language model or SEQ_CLS).
 
     Raises:
-        UserError: files are missing or damaged, or the adapter uses something other than LoRA or rsLoRA.
+        UserError: files are missing or damaged, or the adapter uses something other than LoRA, rsLoRA or DoRA.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
@@ -145,15 +145,17 @@ def write_adapter(
 def file_key(key: str) -> str:
     """The name of a LoRA parameter in adapter files, from its name in a model or a file.
 
-    ``model.q_proj.lora_A.actor.weight`` becomes ``base_model.model.model.q_proj.lora_A.weight``.
+    ``model.q_proj.lora_A.actor.weight`` becomes ``base_model.model.model.q_proj.lora_A.weight``; DoRA's magnitudes are
+    named by their layer alone.
 
     Raises:
         ValueError: not a LoRA parameter.
     """
-    matched = re.fullmatch(r"(?P<module>.+)\.(?P<kind>lora_(?:embedding_)?[AB])(?:\.[^.]+)??(?P<leaf>\.weight)?", key)
+    kinds = f"lora_(?:embedding_)?[AB]|{MAGNITUDE}"
+    matched = re.fullmatch(rf"(?P<module>.+)\.(?P<kind>{kinds})(?:\.[^.]+)??(?P<leaf>\.weight)?", key)
     if matched is None:
         raise ValueError(f"{key} is not the name of a LoRA weight")
-    leaf = matched["leaf"] or ""
+    leaf = "" if matched["kind"] == MAGNITUDE else matched["leaf"] or ""
     return f"{PREFIX}{matched['module'].removeprefix(PREFIX)}.{matched['kind']}{leaf}"
 
 
@@ -164,13 +166,13 @@ def _refuse_unsupported(folder: Path, raw: Mapping[str, Any]) -> None:
         raise UserError(f"{where}: peft_type is {kind}; only LORA adapters can be used.")
     for option, meaning in _UNSUPPORTED.items():
         if raw.get(option):
-            raise UserError(f"{where}: {option} asks for {meaning}; only plain LoRA and rsLoRA can be used.")
+            raise UserError(f"{where}: {option} asks for {meaning}; only LoRA, rsLoRA and DoRA can be used.")
     if raw.get("bias", "none") != "none":
         raise UserError(f"{where}: bias is {raw['bias']!r}: it changes biases of the base model. Train with bias none.")
     saved = [name for name in raw.get("modules_to_save") or () if name not in ("score", "classifier")]
     if saved:
         raise UserError(
-            f"{where}: modules_to_save copies {', '.join(saved)} whole; only plain LoRA and rsLoRA can be used."
+            f"{where}: modules_to_save copies {', '.join(saved)} whole; only LoRA, rsLoRA and DoRA can be used."
         )
     start = raw.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_BASE_CHANGING):

@@ -12,12 +12,14 @@ from peft import LoraConfig
 from peft.functional import delete_adapter, inject_adapter_in_model, set_adapter
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from posttrain.errors import UserError
-from posttrain.models.quantize import is_quantized
+from posttrain.models.adapter_files import MAGNITUDE, file_key
+from posttrain.models.quantize import Int8Linear, is_quantized
 
 
 def linear_names(model: PreTrainedModel) -> list[str]:
@@ -41,6 +43,7 @@ def lora_config(
     dropout: float,
     targets: Sequence[str],
     use_rslora: bool = False,
+    use_dora: bool = False,
 ) -> LoraConfig:
     """A LoRA configuration whose targets exist in the model.
 
@@ -61,6 +64,7 @@ def lora_config(
         lora_dropout=dropout,
         target_modules=wanted,
         use_rslora=use_rslora,
+        use_dora=use_dora,
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),
         task_type="CAUSAL_LM",
     )
@@ -94,11 +98,46 @@ def add_adapter(
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         inject_adapter_in_model(config, model, adapter_name=name)
     _refuse_layers(model, name, on_head=on_head)
+    _measure_magnitudes(model, name)
     for parameter in adapter_parameters(model, name).values():
         if parameter.dtype in (torch.bfloat16, torch.float16):
             parameter.data = parameter.data.float()
     if state is not None:
         _fill(model, name, state)
+
+
+def _measure_magnitudes(model: PreTrainedModel, name: str) -> None:
+    """DoRA starts from the length of each row of the weight, in the precision that it computes with.
+
+    Raises:
+        UserError: the weights are in 8 bits.
+    """
+    for layer in lora_layers(model):
+        if name not in layer.lora_magnitude_vector:
+            continue
+        base = layer.get_base_layer()
+        if isinstance(base, Int8Linear):
+            raise UserError(f"adapter '{name}' is DoRA, which reads the base in 4 bits only: quantization_bit: 4")
+        weight = dequantize_module_weight(base).detach().float()
+        rows = weight.T if layer.fan_in_fan_out else weight
+        layer.lora_magnitude_vector[name].weight.data = torch.linalg.norm(rows, dim=1)
+
+
+def check_stack(model: nn.Module, names: Sequence[str]) -> None:
+    """Refuse to wear DoRA over other adapters: its magnitudes are those of the weights with these adapters in them.
+
+    Raises:
+        UserError: a DoRA adapter is not the innermost one.
+    """
+    dora = {name for layer in lora_layers(model) for name in layer.lora_magnitude_vector}
+    for name in names[1:]:
+        if name in dora:
+            beneath = ", ".join(names[: names.index(name)])
+            raise UserError(
+                f"use_dora: the DoRA adapter '{name}' would be worn over {beneath}, which "
+                "cannot be made part of the weights here, and its magnitudes would mean something else. Use "
+                "use_dora: false for it, or export what is beneath into a model first (posttrain export)."
+            )
 
 
 def _refuse_layers(model: PreTrainedModel, name: str, *, on_head: bool) -> None:
@@ -133,6 +172,8 @@ def _fill(model: PreTrainedModel, name: str, state: Mapping[str, Tensor]) -> Non
 
 
 def _parameter_name(key: str, name: str) -> str:
+    if key.endswith(MAGNITUDE):
+        key = f"{key}.weight"
     stem, weight = key.removeprefix("base_model.model.").rsplit(".", 1)
     return f"{stem}.{name}.{weight}"
 
@@ -142,8 +183,7 @@ def adapter_state(model: PreTrainedModel, name: str) -> dict[str, Tensor]:
     found = {}
     for key, parameter in model.named_parameters():
         if f".{name}." in key:
-            stem, weight = key.rsplit(f".{name}.", 1)
-            found[f"base_model.model.{stem}.{weight}"] = parameter.detach().to("cpu").contiguous()
+            found[file_key(key)] = parameter.detach().to("cpu").contiguous()
     return found
 
 
@@ -172,10 +212,9 @@ def fold(model: PreTrainedModel, names: Sequence[str]) -> None:
         raise ValueError("nothing can be added to quantised weights: wear the adapters instead")
     with torch.no_grad():
         for layer in lora_layers(model):
-            weight = base_weight(layer)
             worn = [name for name in names if name in layer.lora_A]
             if worn:
-                weight.copy_(_added(weight, [layer.get_delta_weight(name) for name in worn]))
+                base_weight(layer).copy_(_with_adapters(layer, worn))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Adapter .* was active which is now deleted")
         for name in names:
@@ -201,7 +240,7 @@ def merged(model: PreTrainedModel, names: Sequence[str]) -> Iterator[None]:
                 worn = [name for name in names if name in layer.lora_A]
                 if worn:
                     pristine.append((weight, weight.data))
-                    weight.data = _added(weight.data, [layer.get_delta_weight(name) for name in worn])
+                    weight.data = _with_adapters(layer, worn)
         wear(model, ())
         yield
     finally:
@@ -214,6 +253,26 @@ def base_weight(layer: LoraLinear) -> nn.Parameter:
     weight = layer.get_base_layer().weight
     assert isinstance(weight, nn.Parameter)
     return weight
+
+
+def _with_adapters(layer: LoraLinear, names: Sequence[str]) -> Tensor:
+    """A new tensor, the base weight with adapters in it, innermost first; the base weight stays as it is.
+
+    Neighbours that are plain LoRA are one sum. DoRA scales all that is beneath it.
+    """
+    weight = base_weight(layer)
+    pristine, deltas = weight.data, []
+    try:
+        for name in names:
+            if name not in layer.lora_magnitude_vector:
+                deltas.append(layer.get_delta_weight(name))
+                continue
+            if deltas:
+                weight.data, deltas = _added(weight.data, deltas), []
+            weight.data = layer.lora_variant[name].merge_safe(layer, name, weight.data)
+        return _added(weight.data, deltas) if deltas else weight.data
+    finally:
+        weight.data = pristine
 
 
 def _added(weight: Tensor, deltas: Sequence[Tensor]) -> Tensor:

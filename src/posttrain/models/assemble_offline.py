@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from posttrain.config import RunConfig
@@ -24,6 +25,7 @@ from posttrain.models.backbone import device, load_backbone, model_folder, preci
 from posttrain.models.chains import Link, chain, check_links
 from posttrain.models.heads import ScalarHead
 from posttrain.models.lineage import fingerprint
+from posttrain.models.pissa import saved_form, start_from_singular_vectors
 from posttrain.models.roles import Costume, SharedRoles
 from posttrain.types import Role
 
@@ -54,6 +56,7 @@ def offline_assembly(config: RunConfig) -> Assembly:
     stands_on = named("adapter_name_or_path", links)
     head = "score" if role is Role.REWARD else "lm_head"
     heads = {"score": _score_head(config, backbone, links)} if role is Role.REWARD else {}
+    initial: dict[str, Tensor] = {}
     if trains_base:
         roles = SharedRoles(
             backbone,
@@ -69,6 +72,9 @@ def offline_assembly(config: RunConfig) -> Assembly:
         notes += _without_effect(config, backbone, links[-1]) if continues else ()
         beneath = wear_for_good(backbone, parents)
         add_adapter(backbone, role, own_config, links[-1].files.state if continues else None, seed=config.train.seed)
+        if method.pissa_init and not continues:
+            initial = start_from_singular_vectors(backbone, role, method.pissa_iter)
+            notes += saved_form(own_config, backbone.dtype)
         roles = SharedRoles(backbone, {role: Costume(wears=(*beneath, role), head=head, trains=role)}, heads)
         links = parents
     finish(config, backbone)
@@ -80,6 +86,7 @@ def offline_assembly(config: RunConfig) -> Assembly:
         lineage=lineage_on(config, mark, links),
         stands_on=stands_on,
         notes=notes,
+        initial=initial,
     )
 
 
@@ -93,6 +100,8 @@ def _without_effect(config: RunConfig, backbone: PreTrainedModel, link: Link) ->
         "lora_alpha": (method.lora_alpha, own.lora_alpha),
         "lora_dropout": (method.lora_dropout, own.lora_dropout),
         "use_rslora": (method.use_rslora, own.use_rslora),
+        "use_dora": (method.use_dora, own.use_dora),
+        "pissa_init": (method.pissa_init, False),
         "lora_target": (",".join(sorted({t.rsplit(".", 1)[-1] for t in targets})), ",".join(sorted(covered))),
     }
     return tuple(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -162,6 +163,9 @@ def _with_adapters(config: RunConfig) -> Assembly:
     policy.costumes[Role.ACTOR] = actor
     if has_critic(config) and config.ppo.critic == "adapter":
         critic_config = own_config if host is policy else new_adapter(config, host.backbone)
+        critic_config = dataclasses.replace(critic_config, use_dora=False)
+        if own_config.use_dora:
+            parts.notes += ("use_dora: the actor's adapter is DoRA, the critic's is LoRA on top of the reward's.",)
         add_adapter(host.backbone, "critic", critic_config, seed=seed)
         wears = (*parts.reward_wears, "critic")
         host.costumes[Role.CRITIC] = Costume(wears=wears, head="value", trains="critic")

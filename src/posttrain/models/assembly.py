@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from peft import LoraConfig
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.config import MethodConfig, RunConfig
@@ -21,6 +21,7 @@ from posttrain.models.forward import is_packed, prepare_trunk
 from posttrain.models.lineage import Backbone, Lineage, check_template, write_lineage
 from posttrain.models.load import disable_dropout
 from posttrain.models.neftune import add_noise
+from posttrain.models.pissa import on_the_original
 from posttrain.models.quantize import is_quantized
 from posttrain.models.roles import Roles
 from posttrain.models.saving import share
@@ -42,6 +43,7 @@ class Assembly:
         lineage: recorded beside the result.
         stands_on: (configuration key, folder, its lineage) of everything that was loaded beneath.
         notes: sentences for the user about what was assembled.
+        initial: the adapter as PiSSA started it, taken out of the base weights in memory; {} where it started at zero.
         critic_from_reward: the critic's head began as the reward's, on the scale of raw scores.
     """
 
@@ -52,6 +54,7 @@ class Assembly:
     lineage: Lineage
     stands_on: tuple[tuple[str, Path, Lineage | None], ...] = ()
     notes: tuple[str, ...] = ()
+    initial: Mapping[str, Tensor] = field(default_factory=dict)
     critic_from_reward: bool = False
 
     def under_template(self, fingerprint: str, *, allow_mismatch: bool) -> Assembly:
@@ -77,8 +80,10 @@ class Assembly:
             for weights in folder.glob("*.safetensors"):
                 share(weights)
         elif self.own_config is not None:
-            state = adapter_state(backbone, self.own)
-            write_adapter(folder, self.own_config, state, base_model_name_or_path=self.base_name)
+            config, state = self.own_config, adapter_state(backbone, self.own)
+            if self.initial:
+                config, state = on_the_original(config, state, self.initial)
+            write_adapter(folder, config, state, base_model_name_or_path=self.base_name)
         if role is Role.REWARD:
             self.roles.head("score").save(folder)
         tokenizer.save_pretrained(folder)
@@ -126,6 +131,7 @@ def new_adapter(config: RunConfig, backbone: PreTrainedModel) -> LoraConfig:
         dropout=method.lora_dropout if method.stage in WITH_DROPOUT else 0.0,
         targets=method.lora_target,
         use_rslora=method.use_rslora,
+        use_dora=method.use_dora,
     )
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from posttrain.errors import UserError
-from posttrain.models.adapters import add_adapter, fold, wear
+from posttrain.models.adapters import add_adapter, check_stack, fold, wear
 from posttrain.models.chains import Link
 from posttrain.models.heads import ScalarHead
 from posttrain.models.quantize import is_quantized
@@ -34,14 +34,19 @@ def merge(model: PreTrainedModel, links: Sequence[Link], ask: Callable[[], Answe
     if not links:
         return ask()
     names = [f"merged{number}" for number in range(len(links))]
+    # DoRA means something on weights that hold all that is beneath it
+    beneath = max((number for number, link in enumerate(links) if link.files.config.use_dora), default=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # peft's, of several adapters and of tied heads; both are meant
-        for name, link in zip(names, links, strict=True):
+        for number, (name, link) in enumerate(zip(names, links, strict=True)):
             add_adapter(model, name, link.files.config, link.files.state, on_head=True)
+            if number < beneath:
+                _untie(model)
+                fold(model, [name])
     _untie(model)
-    wear(model, names)
+    wear(model, names[beneath:])
     answer = ask()
-    fold(model, names)
+    fold(model, names[beneath:])
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLayer):
             model.set_submodule(name, module.get_base_layer())
@@ -61,6 +66,7 @@ def dress(model: PreTrainedModel, links: Sequence[Link]) -> None:
         for name, link in zip(names, links, strict=True):
             add_adapter(model, name, link.files.config, link.files.state)
     if names:
+        check_stack(model, names)
         wear(model, names)
     model.requires_grad_(False)
 

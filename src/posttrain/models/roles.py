@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from posttrain.models.adapters import adapter_parameters, lora_layers, merged, wear
+from posttrain.models.adapters import adapter_parameters, check_stack, lora_layers, merged, wear
 from posttrain.models.forward import answer
 from posttrain.models.heads import ScalarHead
 from posttrain.types import Batch, Outputs, Role
@@ -118,6 +118,8 @@ class SharedRoles(Roles):
         self._base_trains = base_trains
         self._has_adapters = any(True for _ in lora_layers(backbone))
         self._worn: tuple[str, ...] | None = None
+        for costume in (*self.costumes.values(), *self.ensemble):
+            check_stack(backbone, costume.wears)
         self._trainable = frozenset(name for role in self.costumes for name in self.parameters_of(role))
         self.wear(())
 

@@ -104,6 +104,7 @@ def make_engine(config: RunConfig, roles: Roles, plan: StepsPlan, processes: Pro
         eps=settings.adam_epsilon,
         max_grad_norm=settings.max_grad_norm,
         role_learning_rates={Role.CRITIC: critic_rate} if critic_rate else {},
+        lora_b_ratio=config.method.loraplus_lr_ratio or 1.0,
         clip_per_role=config.ppo.clip_grad_per_role,
         starts={Role.ACTOR: config.ppo.critic_warmup_steps * per_step} if config.method.stage == "ppo" else {},
     )
