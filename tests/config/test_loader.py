@@ -137,7 +137,7 @@ def test_a_wrong_line_is_named_with_its_fix(change, parts):
 
 
 def test_all_mistakes_come_in_one_message(tmp_path):
-    path = written(tmp_path, "model_name_or_path: m\nlora_rnk: 4\nseed: x\nuse_dora: true\n")
+    path = written(tmp_path, "model_name_or_path: m\nlora_rnk: 4\nseed: x\nresize_vocab: true\n")
     message = failure(path)
     assert message.splitlines()[0] == f"{path}: 3 things to correct:"
     assert [line.split(":")[0] for line in message.splitlines()[1:]] == ["  - line 2", "  - line 3", "  - line 4"]
