@@ -92,6 +92,17 @@ def test_the_state_of_an_offline_run(tiny_config, tmp_path, stage, keys):
     assert model.weights + model.adapters == pytest.approx(size, abs=8 * 33)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantised_base_is_smaller(tiny_config, tmp_path, bits):
+    pytest.importorskip("bitsandbytes")
+    config = tiny_config("sft", tmp_path / "out", quantization_bit=bits)
+    (model,) = memory_plan(config).models
+    roles = offline_assembly(config).roles
+    held_bytes = sum(t.numel() * t.element_size() for t in {id(t): t for t in roles.state_dict().values()}.values())
+    assert model.weights + model.adapters == pytest.approx(held_bytes, rel=0.2)  # with code books of 1 kB
+    assert model.weights < memory_plan(tiny_config("sft", tmp_path / "out")).models[0].weights
+
+
 def test_an_adapter_that_is_continued_has_its_own_rank(tiny_config, trained, tmp_path):
     config = tiny_config("sft", tmp_path / "out", adapter_name_or_path=str(trained / "sft"), lora_rank=16)
     assert memory_plan(config).models[0].num_trained == trained_in(offline_assembly(config).roles, "actor")

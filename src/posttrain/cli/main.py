@@ -10,13 +10,26 @@ from collections.abc import Sequence
 from typing import Any
 
 import posttrain
-from posttrain.cli import chat, data, environment, evaluate, export, generate, label, model, reward_parity, run, train
+from posttrain.cli import (
+    chat,
+    config,
+    data,
+    environment,
+    evaluate,
+    export,
+    generate,
+    label,
+    model,
+    reward_parity,
+    run,
+    train,
+)
 from posttrain.cli.arguments import OverridingParser
 from posttrain.cli.failures import explained, failed
 from posttrain.cli.output import is_first_process, num_processes
 
 _FIRST_SPEAKS_SECONDS = 3.0
-COMMANDS = (train, run, export, chat, generate, label, evaluate, reward_parity, model, data, environment)
+COMMANDS = (train, run, export, chat, generate, label, evaluate, reward_parity, model, config, data, environment)
 
 _EPILOG = "Values on the command line win over the file: posttrain train sft.yaml learning_rate=1e-4 max_steps=100"
 

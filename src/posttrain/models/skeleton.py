@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from posttrain.errors import UserError
 from posttrain.models import attention
@@ -84,6 +85,14 @@ def saved_bytes(model: PreTrainedModel, num_tokens: int, longest: int | None = N
 def num_elements(model: nn.Module, wanted: Callable[[str, nn.Parameter], bool] = lambda name, p: True) -> int:
     """How many numbers the parameters hold that are wanted by name; shared ones count once."""
     return sum(p.numel() for name, p in model.named_parameters() if wanted(name, p))
+
+
+def num_linear(model: PreTrainedModel) -> tuple[int, int]:
+    """Numbers of a model that wears nothing yet, and those of them in linear layers other than its output head."""
+    head = model.get_output_embeddings()
+    kinds = (nn.Linear, Conv1D)
+    linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, kinds) and m is not head)
+    return num_elements(model), linear
 
 
 def stored_elements(folder: str | Path) -> int:

@@ -28,8 +28,9 @@ from posttrain.models.chains import Link, base_of, chain, names_model
 from posttrain.models.fetch import resolve_model
 from posttrain.models.lineage import read_lineage
 from posttrain.models.load import disable_dropout
+from posttrain.models.quantize import Quantization
 from posttrain.models.reward_folder import RewardFolder
-from posttrain.models.skeleton import num_elements, saved_bytes, skeleton, stored_elements
+from posttrain.models.skeleton import num_elements, num_linear, saved_bytes, skeleton, stored_elements
 from posttrain.models.trunks import ensemble_folders, reward_folder
 from posttrain.train.parts import optimizer_rows
 
@@ -37,6 +38,8 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 _TRAINED = 4  # bytes of a number that trains, and of its gradient: always float32
 _MOMENTS = 8  # AdamW's two
 _CHUNK = 256  # rows of logits that are held at once
+# Bytes of a number with its share of the scales: 4 bits with a scale for 64 of them, 8 bits with one for a row.
+_QUANTISED = {4: 0.53, 8: 1.01}
 _OWN = "own"
 _PAIRS = ("rm", "dpo")
 
@@ -142,7 +145,7 @@ def memory_plan(config: RunConfig, *, longest: int | None = None, longest_prompt
         num_tokens=num_tokens,
         activations=_activations(config, actor, num_tokens, longest, width),
         logits=max(_CHUNK * vocabulary * (4 + width), slots * vocabulary * 4 * _logit_copies(config)),
-        merged=_merged(actor, width) if sampled else 0,
+        merged=_merged(actor, width) if sampled and planned.bits is None else 0,
         kv_cache=slots * longest * kv_bytes_per_token(actor, width),
         checkpoint=planned.checkpoint(models),
     )
@@ -165,13 +168,15 @@ class _Planned:
         name, _ = precision(config, device(), trains_base=not self.adapts)
         self.dtype = _DTYPES[name]
         self.folder = model_folder(config)
+        quantised = Quantization.configured(config.model) if self.adapts else None
+        self.bits = quantised.bits if quantised else None
         self.trains = self._skeleton(self.folder)
 
     def offline(self) -> Iterator[ModelMemory]:
         """One model with one role that trains."""
         config, model = self.config, self.trains
         links = chain(config.model.adapter_name_or_path)
-        size = num_elements(model)
+        size = num_linear(model)
         score = int(model.config.get_text_config().hidden_size) if config.method.stage == "rm" else 0
         role = "reward" if config.method.stage == "rm" else "actor"
         roles = (role, "reference before training") if config.method.stage in ("dpo", "kto") else (role,)
@@ -184,7 +189,7 @@ class _Planned:
         config = self.config
         reward = reward_folder(config)
         beside = None if reward is None else self._reward_base(reward)
-        size = num_elements(self.trains)
+        size = num_linear(self.trains)
         worn = _elements(link for member in ensemble_folders(config) for link in member.links)
         scores: tuple[str, ...] = ()
         if reward is not None and beside is None:
@@ -210,7 +215,7 @@ class _Planned:
                 yield self._memory("critic", ("critic",), size, trained=apart)
         if beside is not None:
             host = self._skeleton(beside)
-            other, lives = num_elements(host), critic == "adapter" and self.adapts
+            other, lives = num_linear(host), critic == "adapter" and self.adapts
             links = () if reward is None else reward.links
             roles = ("reward", "critic") if lives else ("reward",)
             moves = self._adapter(host, new_adapter(config, host)) + _head_size(host) if lives else 0
@@ -248,13 +253,16 @@ class _Planned:
             parameter.requires_grad_(f".{_OWN}." in name)
         return num_elements(model, lambda _, parameter: parameter.requires_grad)
 
-    def _memory(self, name: str, roles: tuple[str, ...], size: int, *, trained: int = 0, worn: int = 0) -> ModelMemory:
+    def _memory(
+        self, name: str, roles: tuple[str, ...], sizes: tuple[int, int], *, trained: int = 0, worn: int = 0
+    ) -> ModelMemory:
+        size, linear = sizes
         return ModelMemory(
             name=name,
             roles=roles,
             num_parameters=size,
             num_trained=trained,
-            weights=size * (torch.finfo(self.dtype).bits // 8),
+            weights=self._weights(size, linear),
             adapters=(worn + (trained if self.adapts else 0)) * _TRAINED,
             gradients=trained * _TRAINED,
             optimizer=trained * _MOMENTS,
@@ -275,6 +283,11 @@ class _Planned:
         if recorded and own is not None and own.weights == recorded.base.fingerprint:
             return None
         return Path(resolve_model(name, cache_dir=self.config.model.cache_dir))
+
+    def _weights(self, size: int, linear: int) -> int:
+        """Bytes of a model's weights; under quantisation its linear layers are the smaller ones."""
+        width = torch.finfo(self.dtype).bits // 8
+        return int((size - linear) * width + linear * (width if self.bits is None else _QUANTISED[self.bits]))
 
     def _merged_in(self, reward: RewardFolder) -> tuple[Link, ...]:
         """Adapters that actor and reference wear on a base that a merged model is taken back to, for the reward."""
