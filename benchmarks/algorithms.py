@@ -4,6 +4,7 @@ posttrain run recipes/text2sql/algorithms.yaml
 python benchmarks/algorithms.py --keep outputs/algorithms/seed-11    takes what the run predicted and cost
 python benchmarks/algorithms.py                                      runs every prediction again, prints the table
 python benchmarks/algorithms.py --check docs/results/algorithms.md   ... and fails if the page says otherwise
+python benchmarks/algorithms.py --plot docs/images/algorithms.png    ... and draws it
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from text2sql_proof import BOOTSTRAP_SEED, Seed, keep, scored
+from text2sql_proof import BOOTSTRAP_SEED, QUESTION, Seed, keep, scored
 
 from posttrain.evaluate.intervals import paired_difference_interval, wilson_interval
 
@@ -33,6 +34,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=KEPT, help="folder with seed-N.jsonl and costs-N.json")
     parser.add_argument("--check", type=Path, help="a page that must hold the table as it is printed")
     parser.add_argument("--keep", type=Path, help="output_dir of a finished run of recipes/text2sql/algorithms.yaml")
+    parser.add_argument("--plot", type=Path, help="a picture of accuracy and cost to write")
     args = parser.parse_args()
     if args.keep:
         predictions = keep(args.keep, args.results)
@@ -44,8 +46,11 @@ def main() -> None:
     if not files:
         sys.exit(f"{args.results} holds no seed-N.jsonl: run the recipe, then --keep its output_dir")
     costs = [json.loads((args.results / f"costs-{_number(file)}.json").read_text(encoding="utf-8")) for file in files]
-    table = markdown([scored(file, RECIPE) for file in files], costs)
+    seeds = [scored(file, RECIPE) for file in files]
+    table = markdown(seeds, costs)
     print(table)
+    if args.plot:
+        plot(seeds, costs, args.plot)
     if args.check and table.strip() not in args.check.read_text(encoding="utf-8"):
         sys.exit(f"{args.check} does not hold this table")
 
@@ -68,7 +73,7 @@ def costs_of(run: Path) -> dict[str, dict[str, float]]:
 
 def markdown(seeds: Sequence[Seed], costs: Sequence[Costs]) -> str:
     """A line for each algorithm, the best first: accuracy by seed and pooled, its gain over SFT, what it cost."""
-    pooled = {model: [x for seed in seeds for x in seed.right[model]] for model in seeds[0].right}
+    pooled = _pooled(seeds)
     names = " | ".join(f"seed {seed.number}" for seed in seeds)
     lines = [
         f"| execution accuracy | {names} | all [95 %] | − SFT, points [95 %] | better : worse | completions | "
@@ -83,6 +88,38 @@ def markdown(seeds: Sequence[Seed], costs: Sequence[Costs]) -> str:
             f"| {model} | {by_seed} | {share} | {_gain(pooled[model], pooled[START])} | {_cost(model, costs)} |"
         )
     return "\n".join(lines)
+
+
+def plot(seeds: Sequence[Seed], costs: Sequence[Costs], path: Path) -> None:
+    """Accuracy over all seeds with its interval, and minutes of training, the best on top."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    pooled = _pooled(seeds)
+    names = sorted(pooled, key=lambda name: fmean(pooled[name]))
+    shares = [100 * fmean(pooled[name]) for name in names]
+    bounds = [wilson_interval(int(sum(pooled[name])), len(pooled[name])) for name in names]
+    errors = [
+        [share - 100 * low for share, (low, _) in zip(shares, bounds, strict=True)],
+        [100 * high - share for share, (_, high) in zip(shares, bounds, strict=True)],
+    ]
+    minutes = [fmean(cost[name]["seconds"] for cost in costs) / 60 if name in costs[0] else 0.0 for name in names]
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 0.32 * len(names) + 1.2), sharey=True, width_ratios=(2, 1))
+    left.barh(names, shares, xerr=errors, color=["#999999" if n in ("base", START) else "#3b6ea5" for n in names])
+    left.set_xlabel("execution accuracy, %, with 95 % interval")
+    right.barh(names, minutes, color="#c08a3e")
+    right.set_xlabel("minutes of training")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _pooled(seeds: Sequence[Seed]) -> dict[str, list[float]]:
+    return {model: [x for seed in seeds for x in seed.right[model]] for model in seeds[0].right}
 
 
 def _gain(mine: Sequence[float], start: Sequence[float]) -> str:

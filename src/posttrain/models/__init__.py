@@ -1,0 +1,4 @@
+import logging
+
+# peft imports bitsandbytes wherever that is installed, which on a CPU advises to install what nothing here needs
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -117,9 +117,6 @@ def bitsandbytes() -> Any:
     Raises:
         UserError: it is not installed, or does not work on this machine.
     """
-    noisy = logging.getLogger("bitsandbytes")
-    level = noisy.level
-    noisy.setLevel(logging.ERROR)  # kernels that it looks for and that nothing here uses
     try:
         return importlib.import_module("bitsandbytes")
     except Exception as error:  # native code that does not fit the machine fails in ways of its own
@@ -128,8 +125,6 @@ def bitsandbytes() -> Any:
             f"quantization_bit needs bitsandbytes, which {what}. Run `pip install bitsandbytes`, or remove "
             "quantization_bit to load the base unquantised."
         ) from error
-    finally:
-        noisy.setLevel(level)
 
 
 def quantize(model: PreTrainedModel, how: Quantization, device: torch.device, dtype: torch.dtype) -> None:
