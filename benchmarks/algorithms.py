@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from text2sql_proof import BOOTSTRAP_SEED, QUESTION, Seed, keep, scored
+from text2sql_proof import BOOTSTRAP_SEED, Seed, keep, scored
 
 from posttrain.evaluate.intervals import paired_difference_interval, wilson_interval
 
@@ -106,7 +106,8 @@ def plot(seeds: Sequence[Seed], costs: Sequence[Costs], path: Path) -> None:
         [100 * high - share for share, (_, high) in zip(shares, bounds, strict=True)],
     ]
     minutes = [fmean(cost[name]["seconds"] for cost in costs) / 60 if name in costs[0] else 0.0 for name in names]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 0.32 * len(names) + 1.2), sharey=True, width_ratios=(2, 1))
+    size = (9, 0.32 * len(names) + 1.2)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=size, sharey=True, width_ratios=(2, 1))
     left.barh(names, shares, xerr=errors, color=["#999999" if n in ("base", START) else "#3b6ea5" for n in names])
     left.set_xlabel("execution accuracy, %, with 95 % interval")
     right.barh(names, minutes, color="#c08a3e")
