@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from posttrain.cli.arguments import OverridingParser, add_configured
-from posttrain.cli.output import say
+from posttrain.cli.output import has_colours, say
 
 _NOT_FLAGS = ("directory", "domains", "progress")
 
@@ -103,11 +101,6 @@ def is_override(text: str) -> bool:
     """Whether an argument is ``key=value`` and no path that holds an equals sign."""
     key, equals, _ = text.partition("=")
     return bool(equals) and key.removeprefix("--").isidentifier() and not Path(text).exists()
-
-
-def has_colours() -> bool:
-    """Whether standard output is a terminal that shows colours, and the user has nothing against them."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def make_text2sql(args: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from posttrain.cli import (
     chat,
     config,
     data,
+    doctor,
     environment,
     evaluate,
     export,
@@ -29,7 +30,10 @@ from posttrain.cli.failures import explained, failed
 from posttrain.cli.output import is_first_process, num_processes
 
 _FIRST_SPEAKS_SECONDS = 3.0
-COMMANDS = (train, run, export, chat, generate, label, evaluate, reward_parity, model, config, data, environment)
+COMMANDS = (
+    *(train, run, doctor, export, chat, generate, label, evaluate),
+    *(reward_parity, model, config, data, environment),
+)
 
 _EPILOG = "Values on the command line win over the file: posttrain train sft.yaml learning_rate=1e-4 max_steps=100"
 

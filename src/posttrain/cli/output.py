@@ -24,6 +24,11 @@ def say(sentence: str) -> None:
     print(f"posttrain: {sentence}", file=sys.stderr, flush=True)
 
 
+def has_colours() -> bool:
+    """Whether standard output is a terminal that shows colours, and the user has nothing against them."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 def print_block(title: str, values: Mapping[str, Any]) -> None:
     """``***** title *****`` and aligned ``key = value`` lines on standard output, sorted by key."""
     if not values:

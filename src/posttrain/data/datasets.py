@@ -99,16 +99,7 @@ def load_dataset(
     if not on_text and template is None:
         template = Template(tokenizer, data.template, data.default_system)
     report, validation_report = Report(), Report()
-    sources = [read_examples((name,), data, stage, report, margin_column=margin_column) for name in data.dataset]
-    if data.eval_dataset:
-        held_out = read_examples(data.eval_dataset, data, stage, validation_report, margin_column=margin_column)
-    else:
-        sources, held_out = _without_held_out(sources, data.val_size, seed)
-        report.rows_read -= len(held_out)
-        validation_report.rows_read = len(held_out)
-    examples = list(mixed(sources, data.mix_strategy, data.interleave_probs, seed=seed, names=data.dataset))
-    if data.mix_strategy != "concat":
-        report.mixed = len(examples)
+    examples, held_out = split_examples(data, stage, report, validation_report, seed=seed, margin_column=margin_column)
     train = encode_examples(choose(examples), tokenizer, template, data, stage, report)
     if stage == "kto":
         require_both_kinds(train)
@@ -122,6 +113,29 @@ def load_dataset(
         validation_report=validation_report if validation else None,
         template=None if on_text else template,
     )
+
+
+def split_examples(
+    data: DataConfig,
+    stage: str,
+    report: Report,
+    validation_report: Report,
+    *,
+    seed: int = 42,
+    margin_column: str | None = "margin",
+) -> tuple[list[Example], list[Example]]:
+    """The training examples of ``data`` in their order, and those held out; rows are counted in the reports."""
+    sources = [read_examples((name,), data, stage, report, margin_column=margin_column) for name in data.dataset]
+    if data.eval_dataset:
+        held_out = read_examples(data.eval_dataset, data, stage, validation_report, margin_column=margin_column)
+    else:
+        sources, held_out = _without_held_out(sources, data.val_size, seed)
+        report.rows_read -= len(held_out)
+        validation_report.rows_read = len(held_out)
+    examples = list(mixed(sources, data.mix_strategy, data.interleave_probs, seed=seed, names=data.dataset))
+    if data.mix_strategy != "concat":
+        report.mixed = len(examples)
+    return examples, held_out
 
 
 def read_examples(

@@ -29,6 +29,7 @@ class Finding:
     count: int | None = None
     places: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
+    block: tuple[str, ...] = ()
 
     def line(self) -> str:
         """The finding in one line."""
@@ -42,6 +43,7 @@ class Finding:
         found |= {"fix": self.fix} if self.fix else {}
         found |= {} if self.count is None else {"count": self.count}
         found |= {"first": list(self.places)} if self.places else {}
+        found |= {"shown": "\n".join(self.block)} if self.block else {}
         return {**found, **self.details}
 
 

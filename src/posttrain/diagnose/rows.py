@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.config import RunConfig, is_online
 from posttrain.data import encode
-from posttrain.data.datasets import encode_examples, read_examples
+from posttrain.data.datasets import encode_examples, split_examples
 from posttrain.data.encode import EncodedPair, EncodedPrompt, Report
 from posttrain.data.formats import Example, TextExample
 from posttrain.data.rankings import EncodedRanking
-from posttrain.data.splits import hold_out
 from posttrain.data.template import EncodedRow, Template
 from posttrain.data.unpaired import EncodedAnswer, with_mismatched
 from posttrain.diagnose.pieces import cuts_of
@@ -111,16 +110,14 @@ def _examples(config: RunConfig, report: Report, held_out: bool) -> list[Example
     data, stage, margins = config.data, config.method.stage, config.reward_model.margin_column
     if not data.dataset:
         raise UserError("no `dataset`: name an entry of dataset_info.json or the path of a data file")
-    if held_out and data.eval_dataset:
-        return read_examples(data.eval_dataset, data, stage, report, margin_column=margins)
-    examples = read_examples(data.dataset, data, stage, report, margin_column=margins)
-    if data.eval_dataset:
-        return examples
-    train, kept_out = hold_out(examples, data.val_size, config.train.seed)
-    if held_out and not kept_out:
+    others = Report()
+    train, kept_out = split_examples(data, stage, report, others, seed=config.train.seed, margin_column=margins)
+    if not held_out:
+        return train
+    if not kept_out:
         raise UserError("no row is held out: set `val_size` or `eval_dataset`")
-    report.rows_read -= len(train) if held_out else len(kept_out)
-    return kept_out if held_out else train
+    report.rows_read, report.dropped, report.first_dropped = others.rows_read, others.dropped, others.first_dropped
+    return kept_out
 
 
 @dataclass(frozen=True)

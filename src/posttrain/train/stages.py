@@ -36,7 +36,8 @@ GATE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 
 _ASKED = ("reward_time_limit", "reward_batch_size", "reward_retries", "reward_on_error", "reward_token_env")
-_COLLATE: Mapping[str, Callable[..., Any]] = {"rm": collate_preferences, "dpo": collate_pairs, "kto": collate_unpaired}
+COLLATE: Mapping[str, Callable[..., Any]] = {"rm": collate_preferences, "dpo": collate_pairs, "kto": collate_unpaired}
+"""Stage -> how its rows become a batch, where not by ``collate``."""
 
 
 class Stage(Protocol):
@@ -72,7 +73,7 @@ class OfflineStage:
         """Prepare batches and evaluation."""
         config = parts.config
         pad = pad_token_id(parts.tokenizer)
-        make_batch = partial(_COLLATE.get(config.method.stage, collate), pad_id=pad)
+        make_batch = partial(COLLATE.get(config.method.stage, collate), pad_id=pad)
         splits = parts.splits
         size = parts.engine.processes.size
         self._rows = offline.Rows(splits.train, splits.validation, lengths_of(splits.train), make_batch, size)
