@@ -5,10 +5,35 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["ChatModel", "PPOTrainer", "Response", "SampledResponse", "__version__", "export_model", "run_exp"]
+__all__ = [
+    "ChatModel",
+    "DPOTrainer",
+    "KTOTrainer",
+    "PPOTrainer",
+    "Pretrainer",
+    "Response",
+    "RewardTrainer",
+    "SFTTrainer",
+    "SampledResponse",
+    "__version__",
+    "export_model",
+    "run_exp",
+]
 
 if TYPE_CHECKING:
-    from posttrain.api import ChatModel, PPOTrainer, Response, SampledResponse, export_model, run_exp
+    from posttrain.api import (
+        ChatModel,
+        DPOTrainer,
+        KTOTrainer,
+        PPOTrainer,
+        Pretrainer,
+        Response,
+        RewardTrainer,
+        SampledResponse,
+        SFTTrainer,
+        export_model,
+        run_exp,
+    )
 
 
 def __getattr__(name: str) -> Any:

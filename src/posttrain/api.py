@@ -13,8 +13,21 @@ from posttrain.serve.model import ChatModel, Response
 from posttrain.train.handed_in import SampledResponse
 from posttrain.train.own_loop import PPOTrainer
 from posttrain.train.run import train
+from posttrain.train.trainers import DPOTrainer, KTOTrainer, Pretrainer, RewardTrainer, SFTTrainer
 
-__all__ = ["ChatModel", "PPOTrainer", "Response", "SampledResponse", "export_model", "run_exp"]
+__all__ = [
+    "ChatModel",
+    "DPOTrainer",
+    "KTOTrainer",
+    "PPOTrainer",
+    "Pretrainer",
+    "Response",
+    "RewardTrainer",
+    "SFTTrainer",
+    "SampledResponse",
+    "export_model",
+    "run_exp",
+]
 
 Config = Mapping[str, Any] | str | Path
 

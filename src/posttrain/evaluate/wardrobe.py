@@ -20,7 +20,7 @@ from posttrain.models.adapters import add_adapter, check_stack, fold, lora_layer
 from posttrain.models.backbone import model_folder
 from posttrain.models.chains import Link, chain, check_links, common_prefix
 from posttrain.models.forward import answer, is_packed, prepare_trunk
-from posttrain.models.heads import ScalarHead, find_head
+from posttrain.models.heads import ScalarHead, find_head, trunk_width
 from posttrain.models.lineage import read_lineage
 from posttrain.models.load import load_tokenizer
 from posttrain.models.merging import dress
@@ -206,14 +206,14 @@ def _reward_outfit(
 ) -> Outfit:
     """The reward model: adapters on the backbone, or a model beside it."""
     if beside is None:
-        head = reward.head(int(backbone.config.get_text_config().hidden_size))
+        head = reward.head(trunk_width(backbone.config))
         return replace(_outfit(reward.links, put_on), head=head)
     trunk = beside.load()
     dress(trunk, beside.links)
     trunk.requires_grad_(False)
     if not is_packed(trunk):
         prepare_trunk(trunk)
-    head = reward.head(int(trunk.config.get_text_config().hidden_size))
+    head = reward.head(trunk_width(trunk.config))
     return Outfit(wears=(), head=head, links=reward.links, trunk=trunk.eval())
 
 

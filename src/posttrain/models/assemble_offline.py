@@ -21,19 +21,23 @@ from posttrain.models.assembly import (
     new_adapter,
     wear_for_good,
 )
-from posttrain.models.backbone import device, load_backbone, model_folder, precision
+from posttrain.models.backbone import device, model_folder, precision
 from posttrain.models.chains import Link, chain, check_links
-from posttrain.models.heads import ScalarHead
-from posttrain.models.lineage import fingerprint
+from posttrain.models.given import NOTHING_GIVEN, Given
+from posttrain.models.heads import ScalarHead, trunk_width
 from posttrain.models.pissa import saved_form, start_from_singular_vectors
 from posttrain.models.roles import Costume, SharedRoles
 from posttrain.types import Role
 
 
-def offline_assembly(config: RunConfig) -> Assembly:
+def offline_assembly(config: RunConfig, given: Given = NOTHING_GIVEN) -> Assembly:
     """One trained role: the actor (pt, sft) or the reward (rm), on the adapters given as parents.
 
     LoRA continues the last adapter of ``adapter_name_or_path`` unless ``create_new_adapter``.
+
+    Args:
+        config: of stage pt, sft, rm, dpo or kto.
+        given: a model in memory to use instead of loading ``model_name_or_path``.
     """
     method, role = config.method, Role.REWARD if config.method.stage == "rm" else Role.ACTOR
     links = chain(config.model.adapter_name_or_path)
@@ -43,8 +47,8 @@ def offline_assembly(config: RunConfig) -> Assembly:
             "lora only. Export them into a model first (posttrain export), then train that."
         )
     trains_base = method.finetuning_type != "lora"
-    backbone = load_backbone(config, trains_base=trains_base)
-    mark = fingerprint(backbone)
+    backbone = given.backbone(config, trains_base=trains_base)
+    mark = given.mark(backbone)
     notes = precision(config, device(), trains_base=trains_base)[1] + check_links(
         links,
         mark,
@@ -55,7 +59,7 @@ def offline_assembly(config: RunConfig) -> Assembly:
     )
     stands_on = named("adapter_name_or_path", links)
     head = "score" if role is Role.REWARD else "lm_head"
-    heads = {"score": _score_head(config, backbone, links)} if role is Role.REWARD else {}
+    heads = {"score": _score_head(config, backbone, links, given)} if role is Role.REWARD else {}
     initial: dict[str, Tensor] = {}
     if trains_base:
         roles = SharedRoles(
@@ -112,10 +116,12 @@ def _without_effect(config: RunConfig, backbone: PreTrainedModel, link: Link) ->
     )
 
 
-def _score_head(config: RunConfig, backbone: PreTrainedModel, links: Sequence[Link]) -> ScalarHead:
-    width = int(backbone.config.get_text_config().hidden_size)
+def _score_head(config: RunConfig, backbone: PreTrainedModel, links: Sequence[Link], given: Given) -> ScalarHead:
+    width, begun = trunk_width(backbone.config), None if given.model is None else given.model.head
     if links and not config.method.create_new_adapter and links[-1].files.head is not None:
         head = ScalarHead.load(links[-1].folder, width)
+    elif begun is not None:
+        head = begun
     else:
         head = ScalarHead(width, "score", generator=torch.Generator().manual_seed(config.train.seed))
     return head.to(device())

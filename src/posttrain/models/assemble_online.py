@@ -25,7 +25,8 @@ from posttrain.models.assembly import (
 )
 from posttrain.models.backbone import device, load_backbone, model_folder, precision
 from posttrain.models.chains import Link, common_prefix
-from posttrain.models.heads import ScalarHead
+from posttrain.models.given import NOTHING_GIVEN, Given
+from posttrain.models.heads import ScalarHead, trunk_width
 from posttrain.models.lineage import Lineage, read_lineage
 from posttrain.models.merging import merge
 from posttrain.models.reward_folder import RewardFolder
@@ -48,7 +49,7 @@ class _Member:
 
     def __init__(self, backbone: PreTrainedModel) -> None:
         self.backbone = backbone
-        self.width = int(backbone.config.get_text_config().hidden_size)
+        self.width = trunk_width(backbone.config)
         self.costumes: dict[Role, Costume] = {}
         self.heads: dict[str, ScalarHead] = {}
         self.base_trains: frozenset[str] = frozenset()
@@ -67,11 +68,11 @@ class _Parts:
     Without ``reward_model`` there is no reward role. Where the reward stands on the actor's backbone, both share it.
     """
 
-    def __init__(self, config: RunConfig, *, trains_base: bool) -> None:
+    def __init__(self, config: RunConfig, given: Given, *, trains_base: bool) -> None:
         self.config = config
         self.reward = reward_folder(config)
         self.links = self.reward.links if self.reward else ()
-        self.common = common_backbone(config, self.links, trains_base=trains_base)
+        self.common = common_backbone(config, self.links, given, trains_base=trains_base)
         self.beside: RewardTrunk | None = None
         self.notes = precision(config, device(), trains_base=trains_base)[1] + self.common.notes
         if self.reward is not None:
@@ -141,21 +142,25 @@ def has_critic(config: RunConfig) -> bool:
     return Role.CRITIC in algorithm_class(config).trains
 
 
-def online_assembly(config: RunConfig) -> Assembly:
+def online_assembly(config: RunConfig, given: Given = NOTHING_GIVEN) -> Assembly:
     """The roles of an online stage; see the role table in the design page.
 
     Adapters (lora) share one backbone, with the reward's beside it where that is another one; weights that train
     themselves (full, freeze) need a model for each role that trains, and one for those that do not.
 
+    Args:
+        config: of a stage that samples.
+        given: a model in memory for the actor to use instead of loading ``model_name_or_path``.
+
     Raises:
         UserError: the reward model cannot score what this actor writes.
     """
-    return _with_adapters(config) if config.method.finetuning_type == "lora" else _with_models(config)
+    return (_with_adapters if config.method.finetuning_type == "lora" else _with_models)(config, given)
 
 
-def _with_adapters(config: RunConfig) -> Assembly:
+def _with_adapters(config: RunConfig, given: Given) -> Assembly:
     """Actor and critic are adapters; a critic of its own starts from the reward's list, else the actor's parents."""
-    parts = _Parts(config, trains_base=False)
+    parts = _Parts(config, given, trains_base=False)
     policy, host, seed = parts.policy, parts.host, config.train.seed
     own_config = new_adapter(config, policy.backbone)
     add_adapter(policy.backbone, "actor", own_config, seed=seed)
@@ -184,10 +189,10 @@ def _with_adapters(config: RunConfig) -> Assembly:
     return parts.assembly(SeparateRoles(members), own_config, (note,))
 
 
-def _with_models(config: RunConfig) -> Assembly:
+def _with_models(config: RunConfig, given: Given) -> Assembly:
     """Actor and critic train their own weights; reference and reward are frozen, on one model where they can be."""
-    parts = _Parts(config, trains_base=True)
-    actor = _Member(load_backbone(config, trains_base=True))
+    parts = _Parts(config, NOTHING_GIVEN, trains_base=True)  # the reference is not what trains
+    actor = _Member(given.backbone(config, trains_base=True))
     actor.base_trains = base_parameters(actor.backbone, config.method)
     actor.costumes[Role.ACTOR] = Costume(wears=(), head="lm_head", trains="base")
     members = {"actor": actor, "reference": parts.policy}

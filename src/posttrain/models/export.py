@@ -24,7 +24,7 @@ from posttrain.config import RunConfig
 from posttrain.data.template import Template
 from posttrain.errors import RunError, UserError
 from posttrain.models.backbone import device
-from posttrain.models.heads import ScalarHead
+from posttrain.models.heads import ScalarHead, trunk_width
 from posttrain.models.hub import planned_upload, upload, write_card
 from posttrain.models.lineage import Backbone, fingerprint, read_lineage
 from posttrain.models.load import load_causal_lm, quiet, read_json
@@ -178,7 +178,7 @@ class _Writer:
         self.said: list[str] = []
         self._rounds = False
         if _is_reward(config, source):
-            width = int(model.config.get_text_config().hidden_size)
+            width = trunk_width(model.config)
             self.head = ScalarHead.load(source.outermost, width)
 
     @property

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -38,6 +38,12 @@ _PLACES = {
     "pytorch_model.bin": _INSIDE,
     "pytorch_model.bin.index.json": _INSIDE,
 }
+
+
+def trunk_width(config: Any) -> int:
+    """D of the states that a trunk ends with: the hidden size, or what OPT projects it to behind the last layer."""
+    text = config.get_text_config()
+    return int(getattr(text, "word_embed_proj_dim", None) or text.hidden_size)
 
 
 class ScalarHead(nn.Module):

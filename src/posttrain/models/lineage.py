@@ -95,16 +95,20 @@ def fingerprint(model: nn.Module) -> str:
     if not tensors:
         raise ValueError("the model has no base weights to take a fingerprint of")
     for name in sorted(tensors):
-        values = tensors[name].detach().reshape(-1)
-        sample = values[:: max(1, -(-values.numel() // _SAMPLES))].float().bfloat16().float()
-        sample = torch.where(sample.abs() < _TINY, 0.0, sample)
-        _absorb(digest, name, tensors[name], sample)
+        _absorb(digest, name, tensors[name], weight_sample(tensors[name]))
     return digest.hexdigest()
 
 
 def remember_fingerprint(model: nn.Module, mark: str) -> None:
     """Let ``fingerprint`` answer with ``mark``, for a model whose weights are about to be stored in another form."""
     setattr(model, _REMEMBERED, mark)
+
+
+def weight_sample(tensor: Tensor) -> Tensor:
+    """[N] the values of a weight that its fingerprint is taken of, the same in every dtype it may be kept in."""
+    values = tensor.detach().reshape(-1)
+    sample = values[:: max(1, -(-values.numel() // _SAMPLES))].float().bfloat16().float()
+    return torch.where(sample.abs() < _TINY, 0.0, sample)
 
 
 def adapter_fingerprint(state: Mapping[str, Tensor]) -> str:

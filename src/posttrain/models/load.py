@@ -83,6 +83,11 @@ def load_tokenizer(
             )
     except Exception as error:  # parsers of many formats, each with errors of its own
         raise UserError(f"{folder}: the tokenizer cannot be read ({first_line(error)}).") from error
+    return completed(tokenizer)
+
+
+def completed(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The same tokenizer; one without an end of text ends with its separator, one without padding pads with the end."""
     if tokenizer.eos_token is None and tokenizer.sep_token is not None:
         tokenizer.eos_token = tokenizer.sep_token
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:

@@ -18,6 +18,7 @@ from posttrain.errors import UserError
 from posttrain.models.backbone import device, load_backbone, model_folder, precision
 from posttrain.models.chains import Link, base_of, chain, check_links, names_model
 from posttrain.models.fetch import resolve_model
+from posttrain.models.given import NOTHING_GIVEN, Given
 from posttrain.models.lineage import Backbone, fingerprint, read_lineage
 from posttrain.models.load import load_tokenizer
 from posttrain.models.quantize import Quantization
@@ -99,7 +100,9 @@ def ensemble_folders(config: RunConfig) -> list[RewardFolder]:
     return members
 
 
-def common_backbone(config: RunConfig, reward_links: Sequence[Link], *, trains_base: bool = False) -> Common:
+def common_backbone(
+    config: RunConfig, reward_links: Sequence[Link], given: Given = NOTHING_GIVEN, *, trains_base: bool = False
+) -> Common:
     """What actor and reference stand on.
 
     Where the reward adapter stands on the base and ``model_name_or_path`` is that base merged with adapters by us, the
@@ -108,13 +111,14 @@ def common_backbone(config: RunConfig, reward_links: Sequence[Link], *, trains_b
     Args:
         config: names the model and its adapters.
         reward_links: the reward adapter on its parents; () where there is none.
+        given: a model in memory to use instead of loading it.
         trains_base: load it as precisely as a model whose weights train.
 
     Raises:
         UserError: an adapter does not belong on the model, or the base under a merged model has changed.
     """
     actor_links = chain(config.model.adapter_name_or_path)
-    backbone = load_backbone(config, trains_base=trains_base)
+    backbone = given.backbone(config, trains_base=trains_base)
     mark, name, folder = fingerprint(backbone), config.model.model_name_or_path, model_folder(config)
     allowed = config.model.allow_mismatch
     notes = check_links(

@@ -23,7 +23,7 @@ from posttrain.models.backbone import device, load_backbone, precision
 from posttrain.models.chains import base_of, check_links
 from posttrain.models.fetch import resolve_model
 from posttrain.models.forward import answer, is_packed, prepare_trunk
-from posttrain.models.heads import ScalarHead
+from posttrain.models.heads import ScalarHead, trunk_width
 from posttrain.models.lineage import check_template, fingerprint
 from posttrain.models.load import load_tokenizer
 from posttrain.models.merging import dress
@@ -86,7 +86,7 @@ class FolderScorer:
             notify(differs)
         return cls(
             model,
-            reward.head(int(model.config.get_text_config().hidden_size)),
+            reward.head(trunk_width(model.config)),
             template,
             cutoff_len=config.data.cutoff_len,
             max_tokens=config.train.max_tokens_per_microbatch or DEFAULT_MAX_TOKENS,

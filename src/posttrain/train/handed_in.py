@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from posttrain.config import GenerationConfig, RunConfig, load_config
+from posttrain.config.documents import read_document
 from posttrain.data.encode import EncodedPrompt, encode_prompt
 from posttrain.data.formats import ROLE_NAMES, Message, PromptExample, UnusableRowError
 from posttrain.data.template import Template
@@ -65,6 +66,50 @@ def loop_config(source: RunConfig | Mapping[str, Any] | str | Path) -> tuple[Run
         notes = (f"{', '.join(unread)} changes nothing in an own loop: prompts and rewards are those given to step",)
     reward = dataclasses.replace(config.reward, reward_model=None, reward_funcs=())
     return dataclasses.replace(config, reward=reward, train=_without_end(config)), (*config.warnings, *notes)
+
+
+def loop_keys(source: RunConfig | Mapping[str, Any] | str | Path | None) -> dict[str, Any]:
+    """The keys that a configuration was written with, for others to be put over them.
+
+    Raises:
+        UserError: a file cannot be read, or it is no configuration.
+    """
+    if source is None or isinstance(source, Mapping):
+        return dict(source or {})
+    if isinstance(source, RunConfig):
+        return {key: value for key, value in source.to_flat().items() if key in source.sources}
+    if isinstance(source, str | Path):
+        return dict(read_document(source).data)
+    raise UserError(
+        f"config is a {type(source).__name__}; give keys as a mapping, such as {{'learning_rate': 1.41e-5}}, or the "
+        "path of a YAML file"
+    )
+
+
+def completion_rows(
+    step: int, batch: Mapping[str, Sequence[Any]], rewards: Sequence[float] | Tensor
+) -> list[dict[str, Any]]:
+    """Rows for ``completions.jsonl`` from the columns of a batch, ``query`` and ``response`` under their names there.
+
+    Raises:
+        UserError: columns of another length than the rewards.
+    """
+    given = [float(reward) for reward in rewards]
+    for name, values in batch.items():
+        if len(values) != len(given):
+            raise UserError(
+                f"log_stats was given {len(given)} rewards and {len(values)} values of {name!r}: give one for each row"
+            )
+    names = {"query": "prompt", "response": "completion"}
+    rows = zip(*batch.values(), strict=True) if batch else ((),) * len(given)
+    return [
+        {
+            "step": step,
+            **{names.get(name, name): getattr(value, "text", value) for name, value in zip(batch, row, strict=True)},
+            "reward": reward,
+        }
+        for row, reward in zip(rows, given, strict=True)
+    ]
 
 
 def falls(config: RunConfig) -> bool:

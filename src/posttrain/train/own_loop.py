@@ -12,36 +12,46 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.algorithms import PPO
 from posttrain.config import GenerationConfig, RunConfig
 from posttrain.data.template import Template
 from posttrain.errors import UserError
-from posttrain.models.assemble import online_assembly
+from posttrain.models.assemble import Assembly, online_assembly
 from posttrain.models.fetch import resolve_model
 from posttrain.models.forward import is_packed
+from posttrain.models.given import NOTHING_GIVEN
 from posttrain.models.load import load_tokenizer
 from posttrain.rewards import Reward
 from posttrain.rollout import Prompt, SamplingParams, SlotSampler
 from posttrain.train import online
 from posttrain.train.alarms import Alarms
 from posttrain.train.experience import laid_out
+from posttrain.train.given_rows import GivenRows
 from posttrain.train.handed_in import (
     Chat,
     GivenReward,
     SampledResponse,
     check_positions,
+    completion_rows,
     encoded_prompts,
     falls,
     generation_settings,
     loop_config,
+    loop_keys,
     reward_column,
     rows_of,
 )
+from posttrain.train.handed_over import HandedOver, handed_over
 from posttrain.train.parts import make_algorithm, make_engine, make_plan, optimizer_rows
+from posttrain.train.places import model_place
+from posttrain.train.prompt_batches import PromptBatches
 from posttrain.train.run_directory import RunDirectory
 from posttrain.train.stages import GATE_TOLERANCE
 from posttrain.types import Role, RolloutBatch
+
+_SHOWN = ("reward_mean", "kl", "loss", "clip_fraction", "response_length")
 
 
 def _say(sentence: str) -> None:
@@ -59,38 +69,50 @@ class PPOTrainer:
     """
 
     def __init__(
-        self, config: RunConfig | Mapping[str, Any] | str | Path, *, notify: Callable[[str], None] = _say
+        self,
+        config: RunConfig | Mapping[str, Any] | str | Path | None = None,
+        *,
+        model: str | Path | PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        peft_config: Any = None,
+        train_dataset: Any = None,
+        notify: Callable[[str], None] = _say,
+        **keys: Any,
     ) -> None:
         """Load the model and dress its roles.
 
         Args:
             config: keys of stage ppo, as in a YAML file, or the path of one; no dataset and no reward model is read.
+            model: a name, a folder, or a language model of transformers; without ``peft_config`` its own weights train.
+            tokenizer: of transformers; the one that lies with the model unless given.
+            peft_config: a ``peft.LoraConfig``.
+            train_dataset: rows of prompts for ``dataloader``: a list, a mapping of columns, a ``datasets.Dataset``.
             notify: receives sentences for the user; standard error unless given.
+            keys: flat keys, which win over ``config``.
 
         Raises:
-            UserError: bad configuration or folders.
+            UserError: bad configuration or folders, or an object that cannot be used.
         """
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if int(os.environ.get("WORLD_SIZE") or 1) > 1:
             raise UserError("an own loop is one process (WORLD_SIZE is set): start it without torchrun")
-        self.config, notes = loop_config(config)
-        model, settings = self.config.model, self.config.train
-        folder = resolve_model(model.model_name_or_path, revision=model.model_revision, cache_dir=model.cache_dir)
-        self.tokenizer = load_tokenizer(
-            folder, use_fast=model.use_fast_tokenizer, trust_remote_code=model.trust_remote_code
-        )
-        self._template = Template(self.tokenizer, self.config.data.template, self.config.data.default_system)
-        self.tokenizer.chat_template = self._template.chat_template
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # said below, in other words
-            assembly = online_assembly(self.config)
+        over: HandedOver | None = None
+        source: RunConfig | Mapping[str, Any] | str | Path = config if config is not None else {}
+        if not (model is None and tokenizer is None and peft_config is None):
+            over = handed_over(model, tokenizer, peft_config, {**loop_keys(config), **keys})
+            source = over.keys
+        elif keys:
+            source = {**loop_keys(config), **keys}
+        self.config, notes = loop_config(source)
+        self.tokenizer, assembly = self._loaded(over, (*notes, *(over.notes if over else ())), notify)
         actor = assembly.roles.backbone_of(Role.ACTOR)
         if not is_packed(actor):
             raise UserError(f"{type(actor).__name__} cannot run with packed attention, which sampling needs")
         self._assembly = assembly.under_template(
             self._template.fingerprint, allow_mismatch=self.config.model.allow_mismatch
         )
-        for sentence in (*notes, *self._assembly.notes):
+        for sentence in self._assembly.notes:
             notify(sentence)
+        settings = self.config.train
         self._rows_per_step = optimizer_rows(self.config) * self.config.online.ppo_buffer_size
         total = max(settings.max_steps, 1)
         planned = dataclasses.replace(self.config, train=dataclasses.replace(settings, max_steps=total))
@@ -99,6 +121,38 @@ class PPOTrainer:
         self._tolerance = self.config.online.gate_tolerance or GATE_TOLERANCE[actor.dtype]
         self._alarms, self._notify = Alarms(self.config.alarms), notify
         self._asked = 0
+        self._prompts = None if train_dataset is None else self._batches(GivenRows(train_dataset, "train_dataset"))
+
+    def _loaded(
+        self, over: HandedOver | None, notes: Sequence[str], notify: Callable[[str], None]
+    ) -> tuple[PreTrainedTokenizerBase, Assembly]:
+        """Tokenizer with its template, and the roles, from what was handed over or from folders."""
+        model = self.config.model
+        for sentence in notes:
+            notify(sentence)
+        if over is not None and (said := over.settle()):
+            notify(said)
+        folder = resolve_model(model.model_name_or_path, revision=model.model_revision, cache_dir=model.cache_dir)
+        given = NOTHING_GIVEN if over is None else over.given
+        tokenizer = given.tokenizer or load_tokenizer(
+            folder, use_fast=model.use_fast_tokenizer, trust_remote_code=model.trust_remote_code
+        )
+        self._template = Template(tokenizer, self.config.data.template, self.config.data.default_system)
+        tokenizer.chat_template = self._template.chat_template
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # said in other words
+            return tokenizer, online_assembly(self.config, given)
+
+    @property
+    def dataloader(self) -> PromptBatches:
+        """``train_dataset`` in batches of one step, for ``for batch in trainer.dataloader``.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self._prompts is None:
+            raise UserError("there is no train_dataset to go through: PPOTrainer(..., train_dataset=rows)")
+        return self._prompts
 
     @property
     def steps_done(self) -> int:
@@ -182,6 +236,31 @@ class PPOTrainer:
             self._notify(f"alarm {alarm.name} at step {alarm.step}: {alarm.sentence}")
         return stats
 
+    def log_stats(
+        self,
+        stats: Mapping[str, float],
+        batch: Mapping[str, Sequence[Any]] | None = None,
+        rewards: Sequence[float] | Tensor | None = None,
+    ) -> None:
+        """Say what a step came to, and write it into ``trainer_log.jsonl`` where there is an ``output_dir``.
+
+        Args:
+            stats: what ``step`` returned.
+            batch: columns such as ``query`` and ``response``; with ``rewards`` they go to ``completions.jsonl``.
+            rewards: one for each row of the batch.
+
+        Raises:
+            UserError: numbers of rows and rewards that do not fit.
+        """
+        shown = " ".join(f"{name} {stats[name]:.4g}" for name in _SHOWN if name in stats)
+        self._notify(f"step {self.steps_done}: {shown}")
+        rows = [] if batch is None or rewards is None else completion_rows(self.steps_done, batch, rewards)
+        if not self.config.train.output_dir:
+            return
+        place = self._place(None)
+        place.append_jsonl("trainer_log.jsonl", {"current_steps": self.steps_done, **stats})
+        place.append_jsonl("completions.jsonl", *rows)
+
     def save(self, folder: str | Path | None = None) -> Path:
         """Write the policy as a run directory holds it: adapter or model, tokenizer, lineage.
 
@@ -195,6 +274,8 @@ class PPOTrainer:
         place = self._place(folder)
         place.save_model(lambda path: self._assembly.save(path, self.tokenizer), reads=self._reads())
         return place.path
+
+    save_model = save
 
     def save_checkpoint(self, folder: str | Path | None = None) -> Path:
         """Write ``checkpoint-N`` into ``folder`` (``output_dir``), from which ``resume`` goes on exactly.
@@ -226,6 +307,8 @@ class PPOTrainer:
         checkpoint = run.resume_checkpoint(str(place)) if is_one else run.latest_checkpoint()
         if checkpoint is not None:
             self._engine.resume(checkpoint)
+            if not is_one:
+                run.truncate_log(self.steps_done)
             self._alarms = Alarms(self.config.alarms)
             self._alarms.resume(checkpoint)
             self._asked = 0
@@ -302,15 +385,13 @@ class PPOTrainer:
         return Path(named).expanduser()
 
     def _place(self, folder: str | Path | None) -> RunDirectory:
-        """The folder to write to, made; never one that the policy was loaded from."""
-        path = self._named(folder)
-        if any(Path(read).expanduser().resolve() == path.resolve() for read in self._reads()):
-            raise UserError(f"{path} holds a model that this policy stands on; save into another folder")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{path} cannot be written to: {error.strerror or error}") from error
-        return RunDirectory(path)
+        return model_place(self._named(folder), reads=self._reads())
+
+    def _batches(self, rows: GivenRows) -> PromptBatches:
+        settings = self.config.train
+        seed = settings.seed if settings.data_seed is None else settings.data_seed
+        size = max(self._rows_per_step // self.config.generation.num_return_sequences, 1)
+        return PromptBatches(rows, size, seed=seed, steps_done=lambda: self.steps_done)
 
 
 def _temperature(settings: GenerationConfig) -> float:

@@ -19,6 +19,7 @@ from posttrain.data.datasets import Splits, load_dataset
 from posttrain.engine import Processes, joined
 from posttrain.models.assemble import Assembly, offline_assembly, online_assembly
 from posttrain.models.fetch import resolve_model
+from posttrain.models.given import NOTHING_GIVEN, Given
 from posttrain.models.hub import planned_upload, upload, write_card
 from posttrain.models.load import load_tokenizer
 from posttrain.train.disk import reason
@@ -37,12 +38,15 @@ from posttrain.train.stages import Stage, make_stage
 from posttrain.train.trackers import Trackers, check_trackers
 
 
-def train(config: RunConfig, *, notify: Callable[[str], None] = lambda sentence: None) -> dict[str, Any]:
+def train(
+    config: RunConfig, *, notify: Callable[[str], None] = lambda sentence: None, given: Given = NOTHING_GIVEN
+) -> dict[str, Any]:
     """Run one stage.
 
     Args:
         config: loaded with ``command="train"``.
         notify: receives sentences for the user.
+        given: model and tokenizer that are in memory already.
 
     Returns:
         What ``all_results.json`` holds.
@@ -53,10 +57,19 @@ def train(config: RunConfig, *, notify: Callable[[str], None] = lambda sentence:
         KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint.
     """
     with joined(timeout=config.train.ddp_timeout, say=notify) as processes:
-        return _train(config, processes, notify if processes.is_first else _silent)
+        said = notify if processes.is_first else _silent
+        parts = prepared(config, processes, said, given)
+        return fit(parts, said) if isinstance(parts, Parts) else parts
 
 
-def _train(config: RunConfig, processes: Processes, notify: Callable[[str], None]) -> dict[str, Any]:
+def prepared(
+    config: RunConfig, processes: Processes, notify: Callable[[str], None], given: Given = NOTHING_GIVEN
+) -> Parts | dict[str, Any]:
+    """Everything that a run needs, its directory made; or the results of one that was finished before.
+
+    Raises:
+        UserError: as ``train``.
+    """
     settings = config.train
     for sentence in config.warnings:
         notify(sentence)
@@ -68,10 +81,12 @@ def _train(config: RunConfig, processes: Processes, notify: Callable[[str], None
     }
     RunDirectory.check(settings.output_dir, **place)
     check_trackers(config.trackers)
-    planned = planned_upload(config, settings.output_dir)
+    planned_upload(config, settings.output_dir)  # what is in its way is said before anything is trained
     with processes.first_alone():
         folder = resolve_model(model.model_name_or_path, revision=model.model_revision, cache_dir=model.cache_dir)
-    tokenizer = load_tokenizer(folder, use_fast=model.use_fast_tokenizer, trust_remote_code=model.trust_remote_code)
+    tokenizer = given.tokenizer or load_tokenizer(
+        folder, use_fast=model.use_fast_tokenizer, trust_remote_code=model.trust_remote_code
+    )
     splits = load_dataset(
         config.data,
         tokenizer,
@@ -85,7 +100,7 @@ def _train(config: RunConfig, processes: Processes, notify: Callable[[str], None
     if finished is not None:
         notify(f"{settings.output_dir} already holds this run, finished: nothing to do")
         return finished
-    assembly = dressed(config, tokenizer, splits)
+    assembly = dressed(config, tokenizer, splits, given)
     for sentence in assembly.notes:
         notify(sentence)
     # only now: whatever was wrong with the configuration has been said, and an earlier run may be removed
@@ -95,14 +110,12 @@ def _train(config: RunConfig, processes: Processes, notify: Callable[[str], None
     if directory.notice:
         notify(directory.notice)
     engine = make_engine(config, assembly.roles, plan, processes)
-    results = _run(Parts(config, directory, tokenizer, splits, plan, assembly, engine), notify)
-    if planned is not None and processes.is_first:
-        write_card(config, directory.path)
-        notify(f"uploaded to {upload(directory.path, planned)}")
-    return results
+    return Parts(config, directory, tokenizer, splits, plan, assembly, engine)
 
 
-def dressed(config: RunConfig, tokenizer: PreTrainedTokenizerBase, splits: Splits) -> Assembly:
+def dressed(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, splits: Splits, given: Given = NOTHING_GIVEN
+) -> Assembly:
     """The roles of a run, loaded and under the template of its rows, which the tokenizer takes on.
 
     Raises:
@@ -110,7 +123,8 @@ def dressed(config: RunConfig, tokenizer: PreTrainedTokenizerBase, splits: Split
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        assembly = online_assembly(config) if is_online(config.method.stage) else offline_assembly(config)
+        make_assembly = online_assembly if is_online(config.method.stage) else offline_assembly
+        assembly = make_assembly(config, given)
     if splits.template is not None:
         tokenizer.chat_template = splits.template.chat_template
         assembly = assembly.under_template(splits.template.fingerprint, allow_mismatch=config.model.allow_mismatch)
@@ -144,8 +158,8 @@ def _finished(folder: Path, plan: StepsPlan, resume: bool | str | None) -> dict[
     return results
 
 
-def _run(parts: Parts, notify: Callable[[str], None]) -> dict[str, Any]:
-    """Resume or start, loop, and write the results."""
+def fit(parts: Parts, notify: Callable[[str], None]) -> dict[str, Any]:
+    """Resume or start, loop, and write the results; see ``train`` for what it raises."""
     config, directory, settings = parts.config, parts.directory, parts.config.train
     processes = parts.engine.processes
     checkpoint = directory.resume_checkpoint(settings.resume_from_checkpoint)
@@ -198,7 +212,12 @@ def _run(parts: Parts, notify: Callable[[str], None]) -> dict[str, Any]:
             final = _last_evaluation(parts, stage, monitor)
         results = {**_train_results(parts, monitor.totals), **_first(before), **_alarms(stage, monitor)}
         log.trackers.end({**results, **final})
-    return _write_results(parts, results, final, notify)
+    results = _write_results(parts, results, final, notify)
+    planned = planned_upload(config, settings.output_dir)
+    if planned is not None and processes.is_first:
+        write_card(config, directory.path)
+        notify(f"uploaded to {upload(directory.path, planned)}")
+    return results
 
 
 def _trackers(parts: Parts, start: int, notify: Callable[[str], None]) -> Trackers | None:
