@@ -234,3 +234,18 @@ def test_layers_whose_change_would_be_ignored_are_refused(make_model, target, me
         add_adapter(model, "own", config)
     if target == "lm_head":
         add_adapter(make_model(), "own", config, on_head=True)
+
+
+def test_an_adapter_with_dropout_is_as_quiet_as_its_model(make_model) -> None:
+    """In evaluation mode nothing is dropped, though the adapter's own configuration has a dropout."""
+    model = make_model()
+    config = lora_config(model, rank=2, alpha=4, dropout=0.9, targets=("all",))
+    add_adapter(model, "noisy", config, seed=1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                parameter.fill_(0.1)
+    ids = torch.arange(8, 20)[None]
+    assert torch.equal(model(ids).logits, model(ids).logits)
+    model.train()
+    assert not torch.equal(model(ids).logits, model(ids).logits)

@@ -97,6 +97,7 @@ def add_adapter(
         # a second adapter on a model is what we mean, not an accident
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         inject_adapter_in_model(config, model, adapter_name=name)
+    model.train(model.training)  # what is put in trains, its dropout too, whatever the model does
     _refuse_layers(model, name, on_head=on_head)
     _measure_magnitudes(model, name)
     for parameter in adapter_parameters(model, name).values():
