@@ -19,7 +19,7 @@ from posttrain.models.adapters import adapter_state, add_adapter, fold, lora_con
 from posttrain.models.chains import Link
 from posttrain.models.forward import is_packed, prepare_trunk
 from posttrain.models.lineage import Backbone, Lineage, check_template, write_lineage
-from posttrain.models.load import disable_dropout
+from posttrain.models.load import disable_dropout, quiet
 from posttrain.models.neftune import add_noise
 from posttrain.models.pissa import on_the_original
 from posttrain.models.quantize import is_quantized
@@ -76,7 +76,8 @@ class Assembly:
         role = Role.ACTOR if Role.ACTOR in self.roles else Role.REWARD
         backbone = self.roles.backbone_of(role)
         if self.own is None:
-            backbone.save_pretrained(folder)
+            with quiet():
+                backbone.save_pretrained(folder)
             for weights in folder.glob("*.safetensors"):
                 share(weights)
         elif self.own_config is not None:
