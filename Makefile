@@ -33,7 +33,7 @@ demo: $(VENV)/installed
 	@echo "The report: outputs/text2sql/report.md"
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -m "not gpu" -n logical --maxprocesses 4 --dist loadfile $(PYTEST_FLAGS)
 
 check: $(VENV)/installed-test
 	$(BIN)/ruff check .
