@@ -33,3 +33,11 @@ def test_what_cannot_be_meant_is_refused(keys, words):
         load_config({**PLAIN, **keys})
     for word in words:
         assert word in str(caught.value)
+
+
+def test_encoded_rows_of_ones_own_need_no_dataset():
+    keys = {key: value for key, value in PLAIN.items() if key != "dataset"}
+    config = load_config({**keys, "tokenized_path": "kept", "preprocessing_batch_size": 500})
+    assert (config.data.tokenized_path, config.data.preprocessing_batch_size) == ("kept", 500)
+    with pytest.raises(UserError, match="`dataset` is missing"):
+        load_config(keys)

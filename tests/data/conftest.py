@@ -70,6 +70,12 @@ def build_tokenizer(chat_template=None, **special):
     return fast
 
 
+@pytest.fixture(autouse=True)
+def own_home(tmp_path, monkeypatch):
+    """Nothing that a test encodes stays with the user."""
+    monkeypatch.setenv("POSTTRAIN_HOME", str(tmp_path / "own_home"))
+
+
 @pytest.fixture(scope="session")
 def make_tokenizer():
     """Build a tokenizer with a chat template and special tokens; ``eos_token=None`` leaves one out."""

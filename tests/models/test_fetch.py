@@ -20,9 +20,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from posttrain.config.home import cache_home
 from posttrain.errors import RunError, UserError
 from posttrain.models import fetch as fetching
-from posttrain.models.fetch import CATALOGUE, CatalogueEntry, HubSource, WheelSource, cache_home, fetch, resolve_model
+from posttrain.models.fetch import CATALOGUE, CatalogueEntry, HubSource, WheelSource, fetch, resolve_model
 
 torch.set_num_threads(1)
 

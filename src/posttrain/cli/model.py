@@ -31,7 +31,8 @@ def fetch_model(args: argparse.Namespace) -> int:
 
 def list_models(args: argparse.Namespace) -> int:
     """One line for each catalogued model."""
-    from posttrain.models.fetch import CATALOGUE, PROVENANCE, cache_home
+    from posttrain.config.home import cache_home
+    from posttrain.models.fetch import CATALOGUE, PROVENANCE
 
     for name, entry in CATALOGUE.items():
         folder = cache_home() / "models" / name

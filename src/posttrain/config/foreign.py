@@ -63,8 +63,12 @@ _IGNORED: tuple[tuple[str, str], ...] = (
         "predict_with_generate generation_config sortish_sampler",
     ),
     (
-        "rows are read and encoded at the start of every run, in memory",
-        "preprocessing_batch_size tokenized_path data_shared_file_system buffer_size reserved_label_len "
+        "encoded rows are kept under a lock, on shared disks and others alike",
+        "data_shared_file_system",
+    ),
+    (
+        "batches are made in the run, of whole rows, padded at the right, the last one of an epoch included",
+        "buffer_size reserved_label_len "
         "ignore_pad_token_for_loss remove_unused_columns label_names length_column_name dataloader_drop_last "
         "dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor dataloader_in_order "
         "dataloader_multiprocessing_context batching_strategy batching_workers",

@@ -105,7 +105,14 @@ class DataConfig:
         None, help="Column with raw text: stage pt reads it as documents, stage sft learns all of its tokens."
     )
     group_by_length: bool = option(False, help="Put rows of similar length into the same batch, except in stage ppo.")
-    overwrite_cache: bool = option(False, help="Accepted for compatibility; rows are encoded anew in every run.")
-    preprocessing_num_workers: int | None = option(
-        None, help="Accepted for compatibility; rows are encoded in one process.", minimum=0
+    overwrite_cache: bool = option(False, help="Encode the rows anew, whatever an earlier run kept of them.")
+    tokenized_path: str | None = option(
+        None,
+        help="Folder of encoded rows: they are taken from there where it holds some, whatever `dataset` says, else "
+        "written there.",
+        path=True,
     )
+    preprocessing_num_workers: int | None = option(
+        None, help="Processes that encode rows; any number gives the same rows.", minimum=0
+    )
+    preprocessing_batch_size: int = option(1000, help="Rows that such a process is given at a time.", minimum=1)

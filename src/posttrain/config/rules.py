@@ -57,7 +57,7 @@ def cautions(config: RunConfig, command: Command) -> list[str]:
 
 def _required(config: RunConfig) -> Iterator[Finding]:
     for key, meaning, example in _NEEDED:
-        if not config.value(key):
+        if not config.value(key) and not (key == "dataset" and config.data.tokenized_path):
             yield (
                 key,
                 f"`{key}` is missing: stage {config.method.stage} needs {meaning}; add a line such as `{example}`",

@@ -9,6 +9,7 @@ import torch
 
 from posttrain.data.encode import EncodedPair
 from posttrain.data.rankings import EncodedRanking
+from posttrain.data.stored import StoredRows
 from posttrain.data.template import EncodedRow
 from posttrain.data.unpaired import EncodedAnswer
 from posttrain.types import Batch, PreferenceBatch, RankingBatch, UnpairedBatch
@@ -135,6 +136,8 @@ def epoch_order(
 
 def lengths_of(rows: Sequence[Sized]) -> list[int]:
     """Tokens of each row; of a pair, those of its longer side."""
+    if isinstance(rows, StoredRows):
+        return rows.lengths
     return [len(row) for row in rows]
 
 

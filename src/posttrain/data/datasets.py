@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from posttrain.data import encode
+from posttrain.data.cache import kept_splits
 from posttrain.data.encode import EncodedPair, EncodedPrompt, Report
 from posttrain.data.files import Row
 from posttrain.data.formats import (
@@ -30,7 +31,7 @@ from posttrain.data.formats import (
 from posttrain.data.mixing import mixed
 from posttrain.data.rankings import EncodedRanking, encode_ranking, is_ranking, pairs_of, ranking_example
 from posttrain.data.sources import DatasetSpec, resolve_dataset, rows_of
-from posttrain.data.splits import grouped, held_out_places
+from posttrain.data.splits import Splits, grouped, held_out_places
 from posttrain.data.template import EncodedRow, Template
 from posttrain.data.unpaired import (
     EncodedAnswer,
@@ -39,6 +40,7 @@ from posttrain.data.unpaired import (
     unpaired_examples,
     with_mismatched,
 )
+from posttrain.data.workers import mapped
 from posttrain.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,23 +50,6 @@ if TYPE_CHECKING:
 
 PAIR_STAGES = ("rm", "dpo")
 Encoded = EncodedRow | EncodedPair | EncodedRanking | EncodedAnswer | EncodedPrompt
-
-
-@dataclass(frozen=True, kw_only=True)
-class Splits:
-    """What a stage trains on and is evaluated on: rows (pt, sft), pairs (rm, dpo), answers (kto), else prompts.
-
-    Attributes:
-        train, validation: encoded rows; ``validation`` is empty where none was asked for.
-        report: account of the training rows. validation_report: of the others, None where there are none.
-        template: how chats were rendered; None for plain documents.
-    """
-
-    train: list[Any]
-    validation: list[Any]
-    report: Report
-    validation_report: Report | None = None
-    template: Template | None = None
 
 
 def load_dataset(
@@ -93,11 +78,27 @@ def load_dataset(
     Raises:
         UserError: bad data; the message names file, row and column. Also when no row is left.
     """
-    if not data.dataset:
+    if not data.dataset and not data.tokenized_path:
         raise UserError("no `dataset`: name an entry of dataset_info.json or the path of a data file")
     on_text = stage == "pt" or (stage == "sft" and data.text_column is not None)
-    if not on_text and template is None:
+    if on_text:
+        template = None
+    elif template is None:
         template = Template(tokenizer, data.template, data.default_system)
+    settings: dict[str, Any] = {"stage": stage, "seed": seed, "margin_column": margin_column}
+    make = partial(_encoded_splits, data, tokenizer, template, **settings)
+    return kept_splits(data, tokenizer, template, settings, make)
+
+
+def _encoded_splits(
+    data: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template | None,
+    *,
+    stage: str,
+    seed: int,
+    margin_column: str | None,
+) -> Splits:
     report, validation_report = Report(), Report()
     examples, held_out = split_examples(data, stage, report, validation_report, seed=seed, margin_column=margin_column)
     train = encode_examples(choose(examples), tokenizer, template, data, stage, report)
@@ -111,7 +112,7 @@ def load_dataset(
         validation=validation,
         report=report,
         validation_report=validation_report if validation else None,
-        template=None if on_text else template,
+        template=template,
     )
 
 
@@ -226,14 +227,12 @@ def encode_examples(
         rows: list[Any] = _documents(examples, tokenizer, data, report)
     else:
         rows = []
-        for example in examples:
-            try:
-                row, cut, closed = _encode(example, tokenizer, template, data)
-            except UnusableRowError as unusable:
-                report.drop(unusable.reason, example.where)
+        outcomes = _shared_out(encode_example, examples, data, tokenizer, template)
+        for example, found in zip(examples, outcomes, strict=True):
+            if isinstance(found, str):
+                report.drop(found, example.where)
                 continue
-            except UserError as error:
-                raise UserError(f"{example.where}: {error}") from error
+            row, cut, closed = found
             rows.append(row)
             report.kept += 1
             report.truncated += cut
@@ -247,6 +246,45 @@ def encode_examples(
             f"no row is left to use: {count} dropped: {reason} (first: {report.first_dropped[reason]}).{fix}"
         )
     return with_mismatched(rows, data.cutoff_len) if stage == "kto" else rows
+
+
+def encode_example(
+    example: Example, data: DataConfig, tokenizer: PreTrainedTokenizerBase, template: Template | None
+) -> tuple[Encoded, bool, bool] | str:
+    """(encoded, was it cut, does it end with its end-of-turn token), or why it cannot train.
+
+    Raises:
+        UserError: the template refuses it; the message names the row.
+    """
+    try:
+        return _encode(example, tokenizer, template, data)
+    except UnusableRowError as unusable:
+        return unusable.reason
+    except UserError as error:
+        raise UserError(f"{example.where}: {error}") from error
+
+
+def _shared_out(
+    function: Callable[..., Any],
+    examples: Sequence[Example],
+    data: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template | None,
+) -> Iterator[Any]:
+    return mapped(
+        function,
+        examples,
+        (replace(data, dataset=(), eval_dataset=()), tokenizer, template),
+        workers=data.preprocessing_num_workers or 1,
+        chunk=data.preprocessing_batch_size,
+    )
+
+
+def _document(
+    example: Example, data: DataConfig, tokenizer: PreTrainedTokenizerBase, template: Template | None
+) -> list[int]:
+    assert isinstance(example, TextExample)
+    return encode.encode_text(example, tokenizer)
 
 
 def _maker(
@@ -313,7 +351,7 @@ def _is_closed(row: EncodedRow, template: Template) -> bool:
 def _documents(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, data: DataConfig, report: Report
 ) -> list[EncodedRow]:
-    documents = [encode.encode_text(example, tokenizer) for example in examples if isinstance(example, TextExample)]
+    documents = list(_shared_out(_document, examples, data, tokenizer, None))
     report.kept += len(documents)
     separator = tokenizer.eos_token_id
     if data.neat_packing or data.packing is False:

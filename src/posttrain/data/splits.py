@@ -1,4 +1,4 @@
-"""Which rows are held out: by lot, or by the value of a column."""
+"""The two sides of a dataset, and which rows are held out: by lot, or by the value of a column."""
 
 from __future__ import annotations
 
@@ -7,13 +7,34 @@ import json
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+from posttrain.data.encode import Report
 from posttrain.data.formats import Example
+from posttrain.data.template import Template
 from posttrain.errors import UserError
 
 _DIGITS = 13  # of a hexadecimal digest: what a float holds exactly
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """What a stage trains on and is evaluated on: rows (pt, sft), pairs (rm, dpo), answers (kto), else prompts.
+
+    Attributes:
+        train, validation: encoded rows; ``validation`` is empty where none was asked for.
+        report: account of the training rows. validation_report: of the others, None where there are none.
+        template: how chats were rendered; None for plain documents.
+        notes: sentences for the user about where the rows came from.
+    """
+
+    train: Sequence[Any]
+    validation: Sequence[Any]
+    report: Report
+    validation_report: Report | None = None
+    template: Template | None = None
+    notes: tuple[str, ...] = ()
 
 
 def grouped(examples: tuple[Example, ...], row: Mapping[str, Any], where: str, key: str | None) -> tuple[Example, ...]:

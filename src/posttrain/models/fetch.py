@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from posttrain.config.home import cache_home
 from posttrain.errors import RunError, UserError
 
 Progress = Callable[[str, int, int], None]
@@ -98,20 +99,6 @@ CATALOGUE: dict[str, CatalogueEntry] = {
         ),
     )
 }
-
-
-def cache_home() -> Path:
-    """Where fetched models live: ``POSTTRAIN_HOME``, else the platform's cache directory."""
-    chosen = os.environ.get("POSTTRAIN_HOME")
-    if chosen:
-        return Path(chosen).expanduser()
-    if sys.platform == "win32":
-        local = os.environ.get("LOCALAPPDATA")
-        return (Path(local) if local else Path.home() / "AppData" / "Local") / "posttrain"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "posttrain"
-    xdg = os.environ.get("XDG_CACHE_HOME")
-    return (Path(xdg).expanduser() if xdg else Path.home() / ".cache") / "posttrain"
 
 
 def fetch(name: str, *, cache_dir: str | Path | None = None, progress: Progress | None = None) -> Path:

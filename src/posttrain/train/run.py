@@ -94,7 +94,8 @@ def prepared(
         seed=settings.seed,
         margin_column=config.reward_model.margin_column,
     )
-    notify(splits.report.sentence())
+    for sentence in (splits.report.sentence(), *splits.notes):
+        notify(sentence)
     plan = make_plan(config, len(splits.train), processes.size)
     finished = _finished(Path(settings.output_dir).expanduser(), plan, settings.resume_from_checkpoint)
     if finished is not None:

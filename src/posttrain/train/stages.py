@@ -245,6 +245,7 @@ def make_mixture(parts: Parts) -> Mixture | None:
     if not online.ptx_dataset:
         return None
     alone: dict[str, Any] = {"eval_dataset": (), "val_size": 0.0, "mix_strategy": "concat", "interleave_probs": ()}
+    alone["tokenized_path"] = None
     data = replace(config.data, dataset=online.ptx_dataset, packing=True, **alone)
     splits = load_dataset(data, parts.tokenizer, "pt", seed=config.train.seed)
     return Mixture(
