@@ -60,7 +60,7 @@ def load_dataset(
     seed: int = 42,
     margin_column: str | None = "margin",
     template: Template | None = None,
-    choose: Callable[[list[Example]], list[Example]] = lambda examples: examples,
+    choose: Callable[[list[Example]], list[Example]] | None = None,
 ) -> Splits:
     """Read, split, render and cut the datasets of ``data`` for one stage.
 
@@ -86,6 +86,8 @@ def load_dataset(
     elif template is None:
         template = Template(tokenizer, data.template, data.default_system)
     settings: dict[str, Any] = {"stage": stage, "seed": seed, "margin_column": margin_column}
+    if choose is not None:
+        return _encoded_splits(data, tokenizer, template, choose=choose, **settings)
     make = partial(_encoded_splits, data, tokenizer, template, **settings)
     return kept_splits(data, tokenizer, template, settings, make)
 
@@ -98,6 +100,7 @@ def _encoded_splits(
     stage: str,
     seed: int,
     margin_column: str | None,
+    choose: Callable[[list[Example]], list[Example]] = lambda examples: examples,
 ) -> Splits:
     report, validation_report = Report(), Report()
     examples, held_out = split_examples(data, stage, report, validation_report, seed=seed, margin_column=margin_column)
