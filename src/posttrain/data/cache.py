@@ -146,7 +146,7 @@ def _locked(path: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-    except (OSError, NotImplementedError) as error:
+    except (OSError, RuntimeError) as error:  # of a disk that knows no locks
         raise _NoPlaceError(f"{path.parent} cannot be written ({error}); POSTTRAIN_HOME names another") from error
     try:
         yield
