@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from posttrain.config.documents import read_document
 from posttrain.diagnose.findings import Finding
 from posttrain.errors import UserError
 from posttrain.train.checkpoints import checkpoint_step
+from posttrain.train.preview import checkpoints_written
 from posttrain.train.run_directory import RunDirectory
 from posttrain.train.schedule import StepsPlan
 
@@ -124,16 +124,6 @@ def disk(config: RunConfig, plan: StepsPlan, checkpoint: int, model: int) -> Fin
         fix = "save_total_limit: 3 keeps the last three"
         return Finding(level="warning", check="disk", message=message, fix=fix, details=details)
     return Finding(level="ok", check="disk", message=message, details=details)
-
-
-def checkpoints_written(config: RunConfig, plan: StepsPlan) -> int:
-    """How many a run writes."""
-    settings = config.train
-    if settings.save_strategy == "no":
-        return 0
-    if settings.save_strategy == "epoch":
-        return math.ceil(plan.total / plan.per_epoch)
-    return plan.total // settings.save_steps
 
 
 def megabytes(count: int) -> str:

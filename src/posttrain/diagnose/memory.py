@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from posttrain.config import RunConfig, is_online
-from posttrain.data.encode import EncodedPair
 from posttrain.diagnose.findings import Finding
 from posttrain.diagnose.folder import megabytes
 from posttrain.train.machine import free_memory_bytes
 from posttrain.train.memory import MemoryPlan, memory_plan
+from posttrain.train.preview import unit
 
 # The interpreter with its libraries, which the plan leaves out.
 _LIBRARIES = 700_000_000
@@ -21,14 +21,7 @@ Change = tuple[str, Callable[[RunConfig], RunConfig]]
 
 def longest_row(rows: Sequence[Any]) -> int:
     """Tokens of the longest row; of a pair, those of both answers on one prompt."""
-    return max((_cost(row) for row in rows), default=0)
-
-
-def _cost(row: Any) -> int:
-    if not isinstance(row, EncodedPair):
-        return len(row)
-    prompt = row.chosen.loss_mask.index(True)
-    return len(row.chosen) + len(row.rejected) - prompt
+    return max(map(unit, rows), default=0)
 
 
 def planned(config: RunConfig, rows: Sequence[Any]) -> MemoryPlan:

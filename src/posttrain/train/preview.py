@@ -70,13 +70,14 @@ def preview(config: RunConfig, *, num_processes: int = 1) -> Preview:
         found["memory"] = memory_plan(config, longest=longest, longest_prompt=prompt)
     except UserError as error:
         problems += [] if str(error) in problems else [str(error)]
+    written = checkpoints_written(config, steps) if steps else 0
     place = Path(config.train.output_dir).expanduser().absolute()
     there = next(folder for folder in (place, *place.parents) if folder.exists())
     return Preview(
         **found,
         free_memory=free_memory_bytes(),
         free_disk=shutil.disk_usage(there).free,
-        num_checkpoints=_num_checkpoints(config, steps) if steps else 0,
+        num_checkpoints=min(written, config.train.save_total_limit or written),
         problems=tuple(problems),
     )
 
@@ -104,7 +105,7 @@ def _counted(config: RunConfig, num_processes: int) -> dict[str, Any]:
         "optimizer_steps": plan.total * (config.online.ppo_epochs * buffered if sampled else 1),
         "longest": max(lengths),
         "num_tokens": sum(lengths),
-        "unit": max(_unit(row) for row in splits.train),
+        "unit": max(unit(row) for row in splits.train),
     }
 
 
@@ -116,7 +117,7 @@ def _length(row: Any) -> int:
     return sum(len(part.input_ids) for part in parts)
 
 
-def _unit(row: Any) -> int:
+def unit(row: Any) -> int:
     """Tokens that stand in one micro-batch together, a prompt that answers share counted once."""
     if not isinstance(row, EncodedPair):
         return _length(row)
@@ -129,11 +130,11 @@ def _unit(row: Any) -> int:
     return len(chosen) + len(rejected) - shared
 
 
-def _num_checkpoints(config: RunConfig, steps: StepsPlan) -> int:
-    """How many checkpoints lie in the folder at the end."""
+def checkpoints_written(config: RunConfig, steps: StepsPlan) -> int:
+    """How many checkpoints a run writes from its first step to its last."""
     train = config.train
     if train.save_strategy == "no":
         return 0
-    every = steps.per_epoch if train.save_strategy == "epoch" else train.save_steps
-    written = -(-steps.total // every)
-    return min(written, train.save_total_limit or written)
+    if train.save_strategy == "epoch":
+        return -(-steps.total // steps.per_epoch)
+    return steps.total // train.save_steps
