@@ -144,3 +144,28 @@ def test_a_pipeline_is_listed_stage_by_stage(checked, base, tmp_path, monkeypatc
     assert "merged: posttrain export" in out
     assert "sft: `dataloader_num_workers: 3` changes nothing" in out
     assert [stage["name"] for stage in facts(checked, "p.yaml")["stages"]] == ["sft", "merged"]
+
+
+def test_a_set_up_of_another_program_becomes_a_file_that_checks(checked, work, base, tmp_path, capsys):
+    work()
+    flags = ["--model_name_or_path", str(base), "--dataset_name", "data/sft.json", "--use_peft", "--bf16", "false"]
+    assert (
+        main(["config", "convert", "--output", "new.yaml", "trl", "sft", *flags, "--packing", "--max_steps", "2"]) == 0
+    )
+    said = capsys.readouterr().err
+    assert "not carried over: packing: true: stage sft computes rows without padding" in said
+    assert "written to new.yaml" in said
+    found = facts(checked, "new.yaml")
+    assert found["set"]["lora_rank"]["value"] == 16
+    assert found["steps"]["total"] == 2
+    assert found["problems"] == []
+    assert main(["config", "convert", "--output", "new.yaml", "trl", "sft", *flags]) == 2
+    assert "new.yaml is there already" in capsys.readouterr().err
+
+
+def test_a_set_up_that_lacks_its_dataset_is_written_and_named(checked, work, base, capsys):
+    work()
+    assert main(["config", "convert", "trl", "dpo", "--model_name_or_path", str(base)]) == 2
+    captured = capsys.readouterr()
+    assert "stage: dpo" in captured.out
+    assert "what came out is not complete: `dataset` is missing" in captured.err

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from posttrain.cli.arguments import OverridingParser, add_configured
-from posttrain.cli.output import shown_value
+from posttrain.cli.output import say, shown_value
 from posttrain.errors import UserError
 
 
@@ -28,6 +28,15 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     check.add_argument("--for", dest="command_checked", choices=which, help="the command; default: goes by the keys")
     check.add_argument("--keys-only", action="store_true", help="look at the keys alone, not at data and models")
     check.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    convert = actions.add_parser(
+        "convert",
+        help="Write a set-up of LLaMA-Factory, TRL or a script's flags as a file of ours.",
+        description="Options stand before the set-up: posttrain config convert --output ppo.yaml trl ppo --config "
+        "old.yaml; posttrain config convert old.yaml; posttrain config convert train.py --device 0 --max_len 768",
+    )
+    convert.add_argument("--output", metavar="FILE", help="file to write; default: standard output")
+    convert.add_argument("source", metavar="SET-UP", nargs=argparse.REMAINDER, help="file, or command line as it was")
+    convert.set_defaults(run=convert_config)
 
 
 def check_config(args: argparse.Namespace) -> int:
@@ -55,6 +64,26 @@ def check_config(args: argparse.Namespace) -> int:
     if problems:
         listed = problems[0] if len(problems) == 1 else "\n" + "\n".join(f"  - {problem}" for problem in problems)
         raise UserError(listed)
+    return 0
+
+
+def convert_config(args: argparse.Namespace) -> int:
+    """Write the set-up as a file of ours; 2 where that file lacks something that only the user can add."""
+    from posttrain.config.convert import converted
+    from posttrain.config.loader import load_config
+
+    found = converted(args.source)
+    written_file(args.output, found.text())
+    for written, why in found.lost:
+        say(f"not carried over: {written}: {why}")
+    exports = found.values.get("export_dir") and not found.values.get("do_train")
+    trains = found.values.get("dataset") or "output_dir" in found.values
+    try:
+        load_config(found.values, command="export" if exports else "train" if trains else "chat")
+    except UserError as error:
+        raise UserError(f"what came out is not complete: {str(error).removeprefix('configuration: ')}") from error
+    if args.output:
+        say(f"written to {args.output}; `posttrain config check {args.output}` explains it")
     return 0
 
 

@@ -1,0 +1,196 @@
+"""TRL's arguments: what each is called here, what it means there when left out, and what cannot be carried over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+METHODS: Mapping[str, dict[str, Any]] = {
+    "sft": {"stage": "sft"},
+    "reward": {"stage": "rm"},
+    "dpo": {"stage": "dpo"},
+    "kto": {"stage": "kto"},
+    "orpo": {"stage": "dpo", "pref_loss": "orpo"},
+    "cpo": {"stage": "dpo", "pref_loss": "cpo"},
+    "grpo": {"stage": "grpo"},
+    "rloo": {"stage": "rloo"},
+    "ppo": {"stage": "ppo"},
+    "online_dpo": {"stage": "online_dpo"},
+}
+"""Trainer -> the keys that it is here."""
+
+_SAMPLED = {"max_completion_length": 256, "temperature": 1.0, "learning_rate": 1e-6, "max_prompt_length": 512}
+
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "sft": {"learning_rate": 2e-5, "max_length": 1024},
+    "reward": {"learning_rate": 1e-4, "max_length": 1024},
+    "dpo": {"learning_rate": 1e-6, "max_length": 1024, "beta": 0.1},
+    "kto": {"learning_rate": 1e-6, "max_length": 1024, "beta": 0.1},
+    "orpo": {"learning_rate": 1e-6, "max_length": 1024, "beta": 0.1},
+    "cpo": {"learning_rate": 1e-6, "max_length": 1024, "beta": 0.1},
+    "grpo": {**_SAMPLED, "beta": 0.0, "num_generations": 8, "loss_type": "dapo"},
+    "rloo": {**_SAMPLED, "beta": 0.05, "num_generations": 2},
+    "online_dpo": {"learning_rate": 5e-7, "beta": 0.1, "max_new_tokens": 64, "temperature": 0.9, "max_length": 512},
+    "ppo": {"kl_coef": 0.05, "num_ppo_epochs": 4, "response_length": 53, "vf_coef": 0.1, "learning_rate": 5e-5},
+}
+"""What TRL 0.24 takes where an argument is left out and this program would take something else."""
+
+LORA_DEFAULTS: Mapping[str, Any] = {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.05}
+
+SAMPLING = ("grpo", "rloo", "ppo", "online_dpo")
+
+NAMES: Mapping[str, str] = {
+    "dataset_name": "dataset",
+    "dataset_train_split": "split",
+    "dataset_text_field": "text_column",
+    "dataset_streaming": "streaming",
+    "dataset_num_proc": "preprocessing_num_workers",
+    "max_length": "cutoff_len",
+    "max_seq_length": "cutoff_len",
+    "max_prompt_length": "cutoff_len",
+    "lora_r": "lora_rank",
+    "lora_target_modules": "lora_target",
+    "lora_modules_to_save": "additional_target",
+    "bnb_4bit_quant_type": "quantization_type",
+    "use_bnb_nested_quant": "double_quantization",
+    "beta": "pref_beta",
+    "label_smoothing": "dpo_label_smoothing",
+    "rpo_alpha": "pref_ftx",
+    "cpo_alpha": "pref_ftx",
+    "precompute_ref_log_probs": "cache_ref_logps",
+    "desirable_weight": "kto_chosen_weight",
+    "undesirable_weight": "kto_rejected_weight",
+    "center_rewards_coefficient": "center_rewards_coef",
+    "num_generations": "num_return_sequences",
+    "rloo_k": "num_return_sequences",
+    "max_completion_length": "max_new_tokens",
+    "response_length": "max_new_tokens",
+    "num_iterations": "ppo_epochs",
+    "num_ppo_epochs": "ppo_epochs",
+    "epsilon": "clip_range",
+    "epsilon_high": "clip_range_high",
+    "cliprange": "clip_range",
+    "cliprange_value": "clip_range_value",
+    "vf_coef": "value_coef",
+    "lam": "gae_lambda",
+    "whiten_rewards": "ppo_whiten_rewards",
+    "normalize_advantages": "whiten_advantages",
+    "reward_model_path": "reward_classifier",
+    "reward_model_name_or_path": "reward_classifier",
+}
+"""Argument -> our key, where the value means the same."""
+
+TRANSLATED: Mapping[str, str] = {
+    "use_peft": "true is `finetuning_type: lora`, false `finetuning_type: full`",
+    "beta": "`pref_beta`; in grpo and rloo `kl_coef`",
+    "loss_type": "sft: dft is `use_dft_loss`; dpo, cpo, online_dpo: `pref_loss` where it has that loss, else left out; "
+    "grpo: grpo, bnpo, dapo and dr_grpo are `loss_average` sequence, token, token and budget",
+    "max_prompt_length": "`cutoff_len` in stages that sample, where that is the longest prompt; else left out, "
+    "`cutoff_len` limits prompt and answer together",
+    "max_completion_length": "`max_new_tokens` in stages that sample; else left out",
+    "max_length": "`cutoff_len`; in online_dpo left out, the completion has a limit of its own",
+    "scale_rewards": "true and group: `scale_rewards: group`, batch: batch, false and none: none",
+    "reward_clip_range": "`reward_clip`, where it is symmetric",
+    "steps_per_generation": "`ppo_buffer_size`: optimizer steps that one experience is gathered for",
+    "generation_batch_size": "`ppo_buffer_size`, as a number of optimizer batches",
+    "total_episodes": "`max_steps`: divided by the completions of an iteration",
+    "assistant_only_loss": "true is the way it always is here; false is `train_on_prompt: true`",
+    "completion_only_loss": "true is the way it always is here; false is `train_on_prompt: true`",
+    "datasets": "the paths of the mixture, as a list in `dataset`",
+    "kl_estimator": "`kl_estimator`, k1 or k3",
+    "importance_sampling_level": "`importance_sampling_level`, token or sequence",
+    "rloo_k": "`num_return_sequences`",
+    "reward_funcs": "`reward_funcs`: a dotted path is `path/to/file.py:function`",
+}
+"""Argument -> what its values become."""
+
+LOST: Mapping[str, str] = {
+    "attn_implementation": "attention is computed by posttrain's own packed path",
+    "model_init_kwargs": "the keys of the model are `dtype`, `trust_remote_code`, `model_revision`",
+    "ref_model_init_kwargs": "the reference is the policy as it starts, or `ref_model`",
+    "chat_template_path": "`template` names a template",
+    "dataset_config": "write the configuration's files into `dataset`",
+    "dataset_test_split": "give held-out rows as `eval_dataset`, or set `val_size`",
+    "dataset_kwargs": "rows are rendered by the template",
+    "eos_token": "the end-of-turn token is the template's",
+    "pad_token": "padding is told from lengths, by no token",
+    "padding_value": "padding is told from lengths, by no token",
+    "label_pad_token_id": "which tokens train is a mask, not a label",
+    "pad_to_multiple_of": "rows are computed without padding",
+    "padding_free": "rows are always computed without padding",
+    "packing_strategy": "rows are always computed without padding and see only themselves",
+    "eval_packing": "rows are always computed without padding and see only themselves",
+    "packing": "stage sft computes rows without padding, each seeing only itself; stage pt packs documents",
+    "activation_offloading": "set `gradient_checkpointing: true` to save memory",
+    "use_liger_loss": "log-probabilities never hold the matrix of all logits here",
+    "use_logits_to_keep": "heads run only where tokens count",
+    "base_model_attribute_name": "it belongs to Liger",
+    "model_adapter_name": "the reference is the policy as it starts; adapters are in `adapter_name_or_path`",
+    "ref_adapter_name": "name the adapter in `ref_model_adapters`",
+    "force_use_ref_model": "the reference is the policy as it starts, or `ref_model`",
+    "disable_dropout": "dropout is off in every stage that compares log-probabilities",
+    "precompute_ref_batch_size": "`max_tokens_per_microbatch` limits every forward",
+    "tools": "tools stand in the rows",
+    "truncation_mode": "`truncation_side` says where rows are cut",
+    "f_divergence_type": "the divergence is the reverse KL",
+    "f_alpha_divergence_coef": "the divergence is the reverse KL",
+    "reference_free": "`pref_loss: cpo` has no reference",
+    "use_weighting": "pairs count the same",
+    "ld_alpha": "against long answers use `pref_loss: simpo`",
+    "alpha": "it belongs to AlphaPO; rewards are log-probabilities",
+    "discopop_tau": "there is no discopop loss",
+    "loss_weights": "one loss, with `pref_ftx` as the second",
+    "sync_ref_model": "the reference stays as it is",
+    "ref_model_mixup_alpha": "the reference stays as it is",
+    "ref_model_sync_steps": "the reference stays as it is",
+    "generate_during_eval": "stages that sample evaluate completions; for others there is `posttrain generate`",
+    "is_encoder_decoder": "models are causal",
+    "lora_task_type": "the task follows from the stage",
+    "lora_target_parameters": "adapters stand on linear layers",
+    "bnb_4bit_quant_storage": "it belongs to sharding",
+    "ds3_gather_for_generation": "it belongs to DeepSpeed",
+    "shuffle_dataset": "rows are shuffled; `disable_shuffling: true` keeps their order",
+    "generation_kwargs": "the sampling keys are `temperature`, `top_p`, `top_k`, `min_p`, `repetition_penalty`",
+    "use_transformers_paged": "completions are decoded by posttrain's own slot decoder",
+    "cache_implementation": "completions are decoded by posttrain's own slot decoder",
+    "delta": "`dual_clip` bounds the other side",
+    "mask_truncated_completions": "completions that were cut off count",
+    "top_entropy_quantile": "every token counts",
+    "log_completions": "every completion is in completions.jsonl",
+    "num_completions_to_print": "every completion is in completions.jsonl",
+    "wandb_log_unique_prompts": "every completion is in completions.jsonl",
+    "judge": "a judge's verdicts are `reward_funcs: judge`",
+    "missing_eos_penalty": "write a reward function that looks at `ended`",
+    "normalize_reward": "`ppo_score_norm` normalises rewards",
+    "exp_name": "it names TRL's own folder",
+    "num_mini_batches": "`ppo_buffer_size` says how many optimizer batches an experience has",
+    "token_level_kl": "the KL penalty is per token in ppo, per sequence in rloo",
+    "local_rollout_forward_batch_size": "`max_tokens_per_microbatch` limits every forward",
+    "num_sample_generations": "every completion is in completions.jsonl",
+    "stop_token": "a completion ends with the template's end-of-turn token",
+    "stop_token_id": "a completion ends with the template's end-of-turn token",
+    "ignore_bias_buffers": "it belongs to DistributedDataParallel",
+    "gradient_checkpointing_use_reentrant": "checkpointing is never reentrant",
+    "gpu_memory_utilization": "completions are decoded by posttrain's own slot decoder",
+    **dict.fromkeys(
+        [
+            "use_vllm",
+            "vllm_mode",
+            "vllm_model_impl",
+            "vllm_enable_sleep_mode",
+            "vllm_guided_decoding_regex",
+            "vllm_server_base_url",
+            "vllm_server_host",
+            "vllm_server_port",
+            "vllm_server_timeout",
+            "vllm_gpu_memory_utilization",
+            "vllm_tensor_parallel_size",
+            "vllm_importance_sampling_correction",
+            "vllm_importance_sampling_cap",
+        ],
+        "completions are decoded by posttrain's own slot decoder",
+    ),
+}
+"""Argument -> why nothing is written for it, as the end of a sentence."""
+
+GRPO_AVERAGES: Mapping[str, str] = {"grpo": "sequence", "bnpo": "token", "dapo": "token", "dr_grpo": "budget"}
