@@ -7,8 +7,13 @@ import torch
 from torch import nn
 
 from posttrain.engine import OptimizerSettings
-from posttrain.engine.optimizer import adamw, clip_gradients, drop_early_gradients
+from posttrain.engine.optimizer import clip_gradients, drop_early_gradients, parameter_groups
+from posttrain.engine.optimizers import make_optimizer
 from posttrain.types import Role
+
+
+def adamw(parameters, settings):
+    return make_optimizer(parameter_groups(parameters, settings), settings, torch.device("cpu"))
 
 
 def parameter(*shape):

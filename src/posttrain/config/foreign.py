@@ -258,9 +258,9 @@ _REFUSED: tuple[tuple[str, tuple[object, ...], str], ...] = (
         "use_llama_pro",
     ),
     (
-        "the optimizer is AdamW; remove the line",
+        "the optimizer is what optim names, such as adamw_torch, adamw_8bit, lion_8bit or adafactor; remove the line",
         (),
-        "use_galore use_apollo use_badam use_adam_mini use_muon adafactor optim_args optim_target_modules",
+        "use_galore use_apollo use_badam use_adam_mini use_muon optim_target_modules",
     ),
     (
         "SFT learns by plain cross-entropy, with use_dft_loss by its reweighted form; remove the line",

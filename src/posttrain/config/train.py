@@ -55,7 +55,12 @@ class TrainConfig:
     adam_beta2: float = option(0.999, help="Decay of Adam's second moment.", minimum=0, below=1)
     adam_epsilon: float = option(1e-8, help="Keeps Adam's division finite.", above=0)
     max_grad_norm: float = option(1.0, help="Clip the gradient to this norm; 0 does not clip.", minimum=0)
-    optim: str = option("adamw_torch", help="Optimizer: AdamW; its other variants are read as `adamw_torch`.")
+    optim: str = option(
+        "adamw_torch",
+        help="Optimizer, by its name in transformers: `adamw_torch`, `sgd`, `adagrad`, `rmsprop`, `adafactor`; through "
+        "bitsandbytes `adamw_8bit`, `paged_adamw_8bit`, `paged_adamw_32bit`, `lion_8bit`, `ademamix_8bit` ...",
+    )
+    optim_args: str | None = option(None, help="Further arguments of the optimizer, such as `momentum=0.9`.")
     bf16: bool = option(False, help="Compute in bfloat16 where the device can; a CPU computes in float32.")
     fp16: bool = option(False, help="Compute in float16 where the device can; a CPU computes in float32.")
     gradient_checkpointing: bool = option(False, help="Recompute activations in the backward pass to save memory.")

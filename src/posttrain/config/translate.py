@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from posttrain.config.foreign import REFUSED_VALUES
+from posttrain.config.optim_names import HONOURED, READ_AS, SAME, refusal
 
 TRACKERS = ("tensorboard", "wandb", "swanlab", "mlflow", "all")
 """Where the numbers of a run can be sent; all is what is installed."""
@@ -70,12 +71,18 @@ def _max_length(value: object) -> Translation:
 
 
 def _optim(value: object) -> Translation:
-    name = str(value).strip()
-    if name == "adamw_torch":
-        return {"optim": name}, None
-    if "adamw" in name.lower():
-        return {"optim": "adamw_torch"}, f"`optim: {name}` is read as `adamw_torch`: same update, plain float32 states"
-    raise RefusalError("is not supported; the optimizer is AdamW (adamw_torch)")
+    name = str(value).strip().lower()
+    if name in HONOURED or name in SAME:
+        return {"optim": SAME.get(name, name)}, None
+    if name in READ_AS:
+        return {"optim": READ_AS[name]}, f"`optim: {value}` is read as `{READ_AS[name]}`: same update"
+    raise RefusalError(refusal(name))
+
+
+def _adafactor(value: object) -> Translation:
+    if str(value).strip().lower() not in ("true", "1"):
+        return {}, None
+    return {"optim": "adafactor"}, "`adafactor: true` is read as `optim: adafactor`"
 
 
 def _report_to(value: object) -> Translation:
@@ -192,6 +199,7 @@ _READERS: Mapping[str, Callable[[object], Translation]] = {
     "pure_bf16": _pure_bf16,
     "max_length": _max_length,
     "optim": _optim,
+    "adafactor": _adafactor,
     "report_to": _report_to,
     "train_sampling_strategy": _sampling_strategy,
     "num_beams": _beams,

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from posttrain.algorithms import Algorithm
 from posttrain.engine import state as stored
 from posttrain.engine.microbatches import DEFAULT_MAX_TOKENS, dealt, microbatches
-from posttrain.engine.optimizer import OptimizerSettings, adamw, clip_gradients, drop_early_gradients
+from posttrain.engine.optimizer import OptimizerSettings, clip_gradients, drop_early_gradients, parameter_groups
+from posttrain.engine.optimizers import make_optimizer, paging_note
 from posttrain.engine.processes import Processes
 from posttrain.engine.tally import Tally, unit_counts
 from posttrain.errors import RunError
@@ -79,7 +80,9 @@ class Engine:
         self._schedule = schedule
         self._settings = settings
         self._parameters = {role: roles.parameters_of(role) for role in algorithm.trains}
-        self.optimizer = adamw(self._parameters, settings)
+        self.optimizer = make_optimizer(parameter_groups(self._parameters, settings), settings, self.device)
+        note = paging_note(settings.name, self.device)
+        self.notes = (note,) if note else ()
         self._pending = Tally()
         self._micro_step = 0
         roles.train()

@@ -1,10 +1,11 @@
-"""AdamW over what the roles train, and how their gradients are clipped."""
+"""Groups of what the roles train, each with its learning rate, and how their gradients are clipped."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,10 @@ from posttrain.types import Role
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
-    """AdamW's hyperparameters.
+    """An optimizer's hyperparameters.
 
     Attributes:
+        name: as transformers has it, see ``make_optimizer``. options: arguments of the class beyond those below.
         learning_rate: of every role not named in ``role_learning_rates``.
         role_learning_rates: role -> its own learning rate.
         lora_b_ratio: learning rate of the B matrices of LoRA over that of everything else (LoRA+, Hayou et al., 2024,
@@ -27,6 +29,8 @@ class OptimizerSettings:
     """
 
     learning_rate: float
+    name: str = "adamw_torch"
+    options: Mapping[str, Any] = field(default_factory=dict)
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -37,8 +41,10 @@ class OptimizerSettings:
     lora_b_ratio: float = 1.0
 
 
-def adamw(parameters: Mapping[Role, Mapping[str, nn.Parameter]], settings: OptimizerSettings) -> torch.optim.AdamW:
-    """One optimizer; a role's matrices decay, its biases and norms do not.
+def parameter_groups(
+    parameters: Mapping[Role, Mapping[str, nn.Parameter]], settings: OptimizerSettings
+) -> list[dict[str, Any]]:
+    """What one optimizer trains; a role's matrices decay, its biases and norms do not.
 
     Raises:
         ValueError: if there is nothing to train.
@@ -59,7 +65,7 @@ def adamw(parameters: Mapping[Role, Mapping[str, nn.Parameter]], settings: Optim
                     groups.append({"params": members, "lr": own_rate, "initial_lr": own_rate, "weight_decay": decay})
     if not groups:
         raise ValueError("no parameter trains: the role table has no trained role")
-    return torch.optim.AdamW(groups, betas=settings.betas, eps=settings.eps, fused=True)
+    return groups
 
 
 def drop_early_gradients(

@@ -20,6 +20,8 @@ WEIGHTS = "trainer_weights.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 COUNTERS = "trainer_state.json"
 CLOCK = "clock.json"
+_OPTIMIZER_KIND = "optimizer"
+_SHAPED = ("exp_avg", "exp_avg_sq", "sum", "square_avg", "momentum_buffer")
 _CLOCKS = ("computed_seconds",)  # these differ from run to run, so they lie apart from what must not
 
 
@@ -32,11 +34,19 @@ def write_weights(folder: Path, parameters: Mapping[str, nn.Parameter]) -> None:
 def write(
     folder: Path, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], counters: Mapping[str, Any]
 ) -> None:
-    """Write optimizer moments (under the parameter's name) and counters into ``folder``; clocks in a third file."""
+    """Write optimizer states (under the parameter's name) and counters into ``folder``; clocks in a third file.
+
+    Plain numbers are kept as scalars of 64 bits, which tells them from tensors when they are read.
+    """
     moments: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
         for key, value in optimizer.state.get(parameter, {}).items():
-            moments[f"{name}|{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
+            if value is None:
+                continue
+            if not isinstance(value, Tensor):
+                value = torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else torch.float64)
+            moments[f"{name}|{key}"] = value.detach().cpu().clone().contiguous()
+    counters = {**counters, _OPTIMIZER_KIND: kind_of(optimizer)}
     save_file(moments, folder / OPTIMIZER)
     share(folder / OPTIMIZER)
     kinds = {COUNTERS: counters.keys() - set(_CLOCKS), CLOCK: counters.keys() & set(_CLOCKS)}
@@ -51,15 +61,34 @@ def read(folder: Path, optimizer: torch.optim.Optimizer, parameters: Mapping[str
     Raises:
         UserError: as ``read_weights``.
     """
+    counters = _counters(folder / COUNTERS)
+    _check_kind(folder, counters.pop(_OPTIMIZER_KIND, None), optimizer)
     read_weights(folder, parameters)
     for key, value in _tensors(folder / OPTIMIZER).items():
         name, _, moment = key.rpartition("|")
         parameter = parameters.get(name)
-        if parameter is None or (moment != "step" and value.shape != parameter.shape):
+        if parameter is None or (moment in _SHAPED and value.shape != parameter.shape):
             raise unreadable(folder / OPTIMIZER, ValueError(f"{key} is of no weight that trains"))
-        optimizer.state[parameter][moment] = value.to(parameter.device)  # the fused optimizer's step count too
+        is_number = value.dim() == 0 and value.dtype in (torch.int64, torch.float64)
+        # the fused optimizer's step count is a tensor, and lies where the weights do
+        optimizer.state[parameter][moment] = value.item() if is_number else value.to(parameter.device)
     clocks = _counters(folder / CLOCK) if (folder / CLOCK).is_file() else {}
-    return clocks | _counters(folder / COUNTERS)
+    return clocks | counters
+
+
+def _check_kind(folder: Path, there: str | None, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse the states of another optimizer."""
+    here = kind_of(optimizer)
+    if there not in (None, here):
+        raise UserError(
+            f"{folder} was written by a run with another optimizer ({there}, here {here}). Use the same optim; or "
+            "start afresh, with overwrite_output_dir: true."
+        )
+
+
+def kind_of(optimizer: torch.optim.Optimizer) -> str:
+    """What a checkpoint says of the optimizer that wrote it: paged or not, the states are the same."""
+    return type(optimizer).__name__.removeprefix("Paged")
 
 
 def read_weights(folder: Path, parameters: Mapping[str, nn.Parameter]) -> None:

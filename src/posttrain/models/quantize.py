@@ -110,8 +110,11 @@ def is_quantized(model: nn.Module) -> bool:
     return quantization(model) is not None
 
 
-def bitsandbytes() -> Any:
+def bitsandbytes(wanted_by: str = "quantization_bit") -> Any:
     """The library.
+
+    Args:
+        wanted_by: the key that needs it, as the message names it.
 
     Raises:
         UserError: it is not installed, or does not work on this machine.
@@ -121,8 +124,7 @@ def bitsandbytes() -> Any:
     except Exception as error:  # native code that does not fit the machine fails in ways of its own
         what = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({error})"
         raise UserError(
-            f"quantization_bit needs bitsandbytes, which {what}. Run `pip install bitsandbytes`, or remove "
-            "quantization_bit to load the base unquantised."
+            f"{wanted_by} needs bitsandbytes, which {what}. Run `pip install bitsandbytes`, or remove the line."
         ) from error
 
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from posttrain.algorithms import make_algorithm
 from posttrain.config import RunConfig, is_online
+from posttrain.config.optim_names import optimizer_options
 from posttrain.config.schedules import schedule_options
 from posttrain.data.datasets import Splits
 from posttrain.engine import Engine, OptimizerSettings, Processes
@@ -99,6 +100,8 @@ def make_engine(config: RunConfig, roles: Roles, plan: StepsPlan, processes: Pro
     critic_rate = config.ppo.value_learning_rate
     optimizer = OptimizerSettings(
         learning_rate=settings.learning_rate,
+        name=settings.optim,
+        options=optimizer_options(settings.optim_args),
         weight_decay=settings.weight_decay,
         betas=(settings.adam_beta1, settings.adam_beta2),
         eps=settings.adam_epsilon,

@@ -111,6 +111,8 @@ def prepared(
     if directory.notice:
         notify(directory.notice)
     engine = make_engine(config, assembly.roles, plan, processes)
+    for sentence in engine.notes:
+        notify(sentence)
     return Parts(config, directory, tokenizer, splits, plan, assembly, engine)
 
 
