@@ -185,11 +185,14 @@ def test_rows_longer_than_the_models_positions(examined):
 
 def test_hardly_a_token_trains(examined, tmp_path):
     path = tmp_path / "long.json"
-    rows = [{"instruction": "word " * 60, "output": ""}, {"instruction": f"{'word ' * 60}", "output": "a"}]
+    rows = [{"instruction": "word " * 200, "output": "a"}]
     path.write_text(json.dumps(rows), encoding="utf-8")
-    findings = examined("sft", dataset=str(path), cutoff_len=512)
-    assert one(findings, "labels", "warning").message.startswith("1% of the tokens")
-    assert "{+a<|im_end|>+}" in "\n".join(one(examined("sft"), "labels", "ok").block).replace("pear", "a")
+    findings = examined("sft", dataset=str(path), cutoff_len=2048)
+    assert one(findings, "labels", "warning").message.startswith("0% of the tokens")
+    shown = one(findings, "labels", "warning").block
+    assert "{+" not in "".join(shown[: shown.index("...")])
+    assert shown[-1] == "{+a<|im_end|>+}"
+    assert "{+pear<|im_end|>+}" in one(examined("sft"), "labels", "ok").block
 
 
 def test_courses_that_lead_nowhere(examined):
@@ -350,6 +353,15 @@ def test_large_data_are_sampled_with_their_longest_rows(examined, tmp_path, monk
     assert account.details["rows"] == 100
     assert "looked at some of 100 rows" in account.message
     assert named(findings, "learning rate")[0].details["total_steps"] == pytest.approx(50, abs=1)
+
+
+def test_the_step_is_on_the_longest_rows(examined, tmp_path):
+    rows = [{"instruction": f"question {i}", "output": "a" * (200 if i == 7 else 3)} for i in range(12)]
+    path = tmp_path / "uneven.json"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    keys = {"dataset": str(path), "cutoff_len": 1000, "max_tokens_per_microbatch": 64}
+    step = one(examined("sft", fast=False, **keys), "step", None)
+    assert step.details["tokens"] > 200
 
 
 def test_findings_as_json_and_as_lines():

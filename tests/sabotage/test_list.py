@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-ROOMS = {"functional", "algorithms", "models", "rollout", "rewards", "data", "engine", "train", "serve"}
+ROOMS = {"functional", "algorithms", "models", "rollout", "rewards", "data", "engine", "train", "serve", "diagnose"}
 
 
 @pytest.fixture(scope="module")

@@ -152,13 +152,16 @@ class Doctor:
             config.method.stage,
             seed=config.train.seed,
             margin_column=config.reward_model.margin_column,
-            choose=some,
+            choose=None if config.data.tokenized_path else some,  # encoded already, and so read in no time
         )
         looked = splits.report.kept + sum(splits.report.dropped.values())
         self._found["splits"] = splits
         # of a sample, in proportion; documents become more or fewer rows than they are
-        self.num_rows = round(len(splits.train) * max(1.0, counts[0] / max(min(counts[0], looked), 1)))
-        yield from rendering.account(splits, counts[0], config)
+        given = counts[0] if counts else len(splits.train)
+        self.num_rows = round(len(splits.train) * max(1.0, given / max(looked, 1)))
+        yield from rendering.account(splits, given, config)
+        for note in splits.notes:
+            yield Finding(level="ok", check="rows", message=note)
 
     def _template(self) -> Iterator[Finding]:
         splits: Splits = self._get("splits")

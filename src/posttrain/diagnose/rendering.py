@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from posttrain.data.formats import Message
 from posttrain.data.template import EncodedRow, Template
 from posttrain.diagnose.findings import Finding, share
 from posttrain.diagnose.paint import Paint
-from posttrain.diagnose.pieces import pieces
+from posttrain.diagnose.pieces import Piece, pieces
 from posttrain.diagnose.rows import TWIN, sequences_of
 from posttrain.models.load import read_json
 
@@ -144,11 +145,10 @@ def labels(splits: Splits, config: RunConfig, tokenizer: PreTrainedTokenizerBase
     """One row with what trains in it, and how much trains in all."""
     sequences = [s for row in splits.train[:200] for s in sequences_of(row) if s.label != TWIN]
     first = sequences[0]
-    text = paint.text(pieces(tokenizer, first.row))
-    block = (text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + " ...").split("\n")
+    block = _beginning(pieces(tokenizer, first.row), paint)
     if is_online(config.method.stage):
         message = f"a prompt of {len(first.row)} tokens, from whose end the model goes on"
-        yield Finding(level="ok", check="prompt", message=message, block=tuple(block))
+        yield Finding(level="ok", check="prompt", message=message, block=block)
         return
     trained = sum(sum(s.row.loss_mask) for s in sequences)
     total = sum(len(s.row) for s in sequences)
@@ -159,7 +159,23 @@ def labels(splits: Splits, config: RunConfig, tokenizer: PreTrainedTokenizerBase
     level, fix = "ok", ""
     if trained / total < _FEW_TRAINED:
         level, fix = "warning", "Most of the work goes into prompts: shorten them, or check which column is the answer"
-    yield Finding(level=level, check="labels", message=message, fix=fix, block=tuple(block))  # type: ignore[arg-type]
+    yield Finding(level=level, check="labels", message=message, fix=fix, block=block)  # type: ignore[arg-type]
+
+
+def _beginning(row: Sequence[Piece], paint: Paint) -> tuple[str, ...]:
+    """The row in lines; of a long one, its beginning and its end, which is what trains."""
+    size = sum(len(piece.text) for piece in row)
+    if size > _SHOWN_CHARACTERS:
+        head = _within(row, _SHOWN_CHARACTERS // 2)
+        tail = _within(row[::-1], _SHOWN_CHARACTERS // 2)[::-1]
+        return (*paint.text(head).split("\n"), "...", *paint.text(tail).split("\n"))
+    return tuple(paint.text(row).split("\n"))
+
+
+def _within(row: Sequence[Piece], limit: int) -> list[Piece]:
+    """The first pieces, as many as ``limit`` characters hold."""
+    ends = accumulate(len(piece.text) for piece in row)
+    return [piece for piece, end in zip(row, ends, strict=True) if end <= limit]
 
 
 def account(splits: Splits, num_rows: int, config: RunConfig) -> Iterator[Finding]:

@@ -67,8 +67,9 @@ class Iteration:
         )
         loop = replace(config.online, ppo_buffer_size=1, ppo_epochs=1, dynamic_sampling=False)
         small = replace(config, train=train, generation=generation, online=loop)
-        prompts = sorted(parts.splits.train, key=len, reverse=True)
-        splits = replace(parts.splits, train=[prompts[0], *(p for p in parts.splits.train if p is not prompts[0])])
+        prompts = list(parts.splits.train)
+        longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
+        splits = replace(parts.splits, train=[prompts.pop(longest), *prompts])
         return cls(parts=parts, small=replace(parts, config=small, splits=splits))
 
     def sources(self) -> Iterator[Finding]:

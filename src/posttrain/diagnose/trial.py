@@ -85,8 +85,8 @@ def longest_batch(parts: Parts) -> Iterator[Finding]:
         torch.cuda.reset_peak_memory_stats()
     engine = parts.engine
     with explained(parts.directory):
-        rows = with_reference(small, io.StringIO()).splits.train
-        batch = COLLATE.get(parts.config.method.stage, collate)(rows, pad_id=pad_token_id(parts.tokenizer))
+        known = with_reference(small, io.StringIO()).splits.train
+        batch = COLLATE.get(parts.config.method.stage, collate)(known, pad_id=pad_token_id(parts.tokenizer))
         batch = prepared(engine, algorithm, batch)
         seconds = _timed(partial(engine.accumulate, algorithm, batch))
         if seconds < _WARM_SECONDS:
