@@ -5,7 +5,8 @@ from tokenizers import pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
 from posttrain.data.formats import Message
-from posttrain.data.template import FAMILIES, PLAIN, Template, pad_token_id, resolve_chat_template, shipped_templates
+from posttrain.data.template import Template, pad_token_id
+from posttrain.data.template_names import FAMILIES, PLAIN, resolve_chat_template, shipped_templates
 from posttrain.errors import UserError
 
 PIECES = st.sampled_from(["a", "SELECT", " ", "\n", "查看", "用", "🙂", "</s>", ";", "\u2028"])
@@ -230,7 +231,8 @@ def test_every_shipped_template_has_a_known_name():
 def test_qwen_injects_its_system_message_and_chatml_none(make_tokenizer):
     bare = make_tokenizer(None)
     assert Template(bare, "chatml").prompt_text(chat("q")) == "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
-    assert Template(bare, "qwen").prompt_text(chat("q")).startswith("<|im_start|>system\nYou are a helpful assistant.")
+    said = "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+    assert Template(bare, "qwen").prompt_text(chat("q")).startswith(said)
 
 
 @pytest.mark.parametrize("name", [None, *FAMILIES])
@@ -264,7 +266,7 @@ def test_alpaca_reads_as_alpaca_on_a_tokenizer_for_chats(tokenizer):
         (None, "qwn", ["unknown template 'qwn'", "qwen"]),
         (INJECTING, "chatlm", ["unknown template 'chatlm'", "chatml"]),
         (INJECTING, "zzzzzz", ["unknown template 'zzzzzz'", "known:", "llama3"]),
-        (None, "deepseek3", ["'deepseek3'", "this tokenizer has none", "chatml"]),
+        (None, "deepseekr1", ["'deepseekr1'", "this tokenizer has none", "chatml"]),
         ("{{ messages[0]['content'] }}", None, ["does not render assistant messages"]),
     ],
 )

@@ -176,12 +176,12 @@ def twins(answers, cutoff_len=20):
     return [(a.mismatched.input_ids, a.mismatched.loss_mask) for a in with_mismatched(answers, cutoff_len)]
 
 
-def test_each_prompt_gets_the_answer_of_the_next_other_prompt():
+def test_each_prompt_gets_the_answer_of_the_other_prompt_before_it():
     answers = [judged([1], [11, 12]), judged([2, 2], [21]), judged([3], [31, 32, 33])]
     assert twins(answers) == [
-        ([1, 21], [False, True]),
-        ([2, 2, 31, 32, 33], [False, False, True, True, True]),
-        ([3, 11, 12], [False, True, True]),
+        ([1, 31, 32, 33], [False, True, True, True]),
+        ([2, 2, 11, 12], [False, False, True, True]),
+        ([3, 21], [False, True]),
     ]
     # what is judged stays what it was
     assert [(a.row, a.desirable) for a in with_mismatched(answers, 20)] == [(a.row, a.desirable) for a in answers]
@@ -190,7 +190,7 @@ def test_each_prompt_gets_the_answer_of_the_next_other_prompt():
 def test_answers_to_the_same_prompt_are_no_mismatch():
     """The two sides of a pair stand one behind the other."""
     answers = [judged([1], [11]), judged([1], [12]), judged([2], [21]), judged([2], [22])]
-    assert [ids for ids, _ in twins(answers)] == [[1, 21], [1, 21], [2, 11], [2, 11]]
+    assert [ids for ids, _ in twins(answers)] == [[1, 22], [1, 22], [2, 12], [2, 12]]
     # where there is no other prompt, there is no other answer to it
     assert [ids for ids, _ in twins(answers[:2])] == [[1, 12], [1, 11]]
     assert [ids for ids, _ in twins(answers[:1])] == [[1, 11]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -201,4 +202,8 @@ def test_another_template_is_refused() -> None:
         check_template(LINEAGE, "d" * 64, folder="out/rm", key="reward_model")
     assert check_template(LINEAGE, "c" * 64, folder="out/rm", key="reward_model") is None
     assert check_template(LINEAGE, None, folder="out/rm", key="reward_model") is None
+    shown = dataclasses.replace(LINEAGE, template_example="<u>q<a>")
+    assert check_template(shown, "d" * 64, folder="f", key="k", example="<u>q<a>") is None
+    with pytest.raises(UserError, match=r'"<u>q<a>"\n.*"U: q"'):
+        check_template(shown, "d" * 64, folder="f", key="k", example="U: q")
     assert check_template(LINEAGE, "d" * 64, folder="out/rm", key="reward_model", allow_mismatch=True) is not None

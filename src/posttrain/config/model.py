@@ -68,7 +68,18 @@ class DataConfig:
     template: str | None = option(
         None,
         help="`alpaca`, `default`, `empty`, `vicuna`: that plain text format. The name of a model family, such as "
-        "`qwen`: the tokenizer's own template, or that family's for a tokenizer that has none.",
+        "`qwen`: the tokenizer's own template, or that family's for a tokenizer that has none. A path that ends in "
+        "`.jinja`, or jinja text: a template of your own.",
+    )
+    prompt_template: str | None = option(
+        None,
+        help='A template of your own in one line, `"问:{prompt}\\n\\n答:"`; the answer and its end of sequence follow. '
+        "`{system}` is where a system message goes.",
+    )
+    train_after_end_of_turn: bool | None = option(
+        None,
+        help="Stages sft, dpo, kto: keep and learn what the template writes behind the end of an answer (in ChatML a "
+        "line end), as LLaMA-Factory does; null is true where `template` is one of its names.",
     )
     default_system: str | None = option(None, help="System message for rows that have none.")
     cutoff_len: int = option(2048, help="Longest row in tokens, prompt and answer together.", minimum=4)

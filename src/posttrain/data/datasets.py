@@ -84,7 +84,7 @@ def load_dataset(
     if on_text:
         template = None
     elif template is None:
-        template = Template(tokenizer, data.template, data.default_system)
+        template = Template.configured(tokenizer, data, stage)
     settings: dict[str, Any] = {"stage": stage, "seed": seed, "margin_column": margin_column}
     if choose is not None:
         return _encoded_splits(data, tokenizer, template, choose=choose, **settings)
@@ -347,7 +347,7 @@ def _encode(
 
 
 def _is_closed(row: EncodedRow, template: Template) -> bool:
-    closing = list(template.end_of_turn)
+    closing = list(template.closing)
     return row.input_ids[-len(closing) :] == closing and row.loss_mask[-1]
 
 

@@ -248,7 +248,7 @@ def _fit_prompt(prompt: Messages, answers: Sequence[str], template: Template, cu
         raise UnusableRowError(f"system prompt {TOO_LONG}")
     content = template.tokens(prompt[target].content)
     prompt_ids = template.encode_prompt(prompt)
-    closing = len(template.end_of_turn)
+    closing = len(template.closing)
     overhead = len(prompt_ids) - len(content)
     room = cutoff_len - overhead - closing
     if room < _SMALLEST_ROOM:
@@ -279,7 +279,7 @@ def _exchange(
     prompt_ids: Sequence[int], answer: str, cutoff_len: int, template: Template, *, train_on_prompt: bool = False
 ) -> EncodedRow:
     """Prompt, as much of the answer as fits, end of turn."""
-    room = cutoff_len - len(prompt_ids) - len(template.end_of_turn)
-    ids = [*template.tokens(answer)[:room], *template.end_of_turn]
+    room = cutoff_len - len(prompt_ids) - len(template.closing)
+    ids = [*template.tokens(answer)[:room], *template.closing]
     mask = [False, *[train_on_prompt] * (len(prompt_ids) - 1), *[True] * len(ids)]
     return EncodedRow([*prompt_ids, *ids], mask)

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 
 from posttrain.data.formats import Message
+from posttrain.data.template_names import is_named, other_rendering, resolve_chat_template
 from posttrain.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Formats of plain text, which belong to no model: whoever names one means it, whatever the tokenizer brings.
-PLAIN = ("alpaca", "default", "empty", "vicuna")
-# Model families: the tokenizer's own template is the authority, a file here serves tokenizers without one.
-FAMILIES = (
-    *("chatml", "qwen", "llama2", "llama3", "mistral", "gemma", "zephyr"),
-    *("baichuan2", "bailing", "chatglm3", "cohere", "deepseek", "deepseek3", "deepseekr1", "ernie", "exaone"),
-    *("falcon", "gemma2", "gemma3", "glm4", "gpt_oss", "granite3", "granite4", "hunyuan", "intern2", "lfm2", "llama4"),
-    *("olmo", "phi", "phi4", "qwen3", "qwen3_nothink", "seed_oss", "smollm", "smollm2", "xverse", "yi", "yuan"),
+    from posttrain.config import DataConfig
+
+EXAMPLE = (
+    Message("user", "What is 2 + 3?"),
+    Message("assistant", "5"),
+    Message("user", "And one more?"),
+    Message("assistant", "6"),
 )
+"""The chat under which templates are compared and shown."""
+
+# Whose rows may go on behind the end of turn. A reward model's may not: its score is read from the last token, and
+# completions that are sampled end with their end of turn.
+_WITH_TAIL = ("sft", "dpo", "kto")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +56,71 @@ class Template:
     Attributes:
         tokenizer: the tokenizer. chat_template: the jinja text in use, to be saved with the model.
         end_of_turn: token ids that close an answer; at least one. stop_token_ids: ids that end a generation.
+        closing: what a trained answer ends with: its end of turn, and where asked for what is written behind that.
         pad_id: the padding token; end of sequence where the tokenizer has none (masks come from lengths).
         fingerprint: changes when the same chat would be rendered differently.
+        notes: sentences for the user about what the template's name was resolved to.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, name: str | None = None, default_system: str | None = None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str | None = None,
+        default_system: str | None = None,
+        *,
+        prompt_template: str | None = None,
+        train_after_end_of_turn: bool = False,
     ) -> None:
+        """Resolve a template and find out how it writes answers.
+
+        Args:
+            tokenizer: the tokenizer. name: see ``resolve_chat_template``; so ``prompt_template``.
+            default_system: system message of chats that have none.
+            train_after_end_of_turn: answers keep, and learn, what the template writes behind their end of turn.
+        """
         self.tokenizer = tokenizer
         self.name = name
         self.default_system = default_system
-        self.chat_template = resolve_chat_template(tokenizer, name)
+        self.chat_template = resolve_chat_template(tokenizer, name, prompt_template)
         self._header, self._lead, self._closing = self._probe()
-        self.end_of_turn = self._end_of_turn()
+        self.end_of_turn, tail = self._end_of_turn()
+        self._tail = tuple(self._behind(tail)) if train_after_end_of_turn and tail else ()
+        self.closing = (*self.end_of_turn, *self._tail)
         eos = tokenizer.eos_token_id
         self.stop_token_ids = tuple(dict.fromkeys((self.end_of_turn[-1], *([] if eos is None else [int(eos)]))))
         self.pad_id = pad_token_id(tokenizer, self.end_of_turn[-1])
         identity = "\x1f".join((self.chat_template, repr(default_system), str(self.end_of_turn)))
         self.fingerprint = hashlib.sha256(identity.encode("utf-8")).hexdigest()[:16]
+        self.notes = self._notes()
+
+    @classmethod
+    def configured(cls, tokenizer: PreTrainedTokenizerBase, data: DataConfig, stage: str | None = None) -> Template:
+        """The template that the keys ask for; ``stage`` says what the rows are for, if they are to be learnt.
+
+        Raises:
+            UserError: unknown name, or no template to be had.
+        """
+        asked = data.train_after_end_of_turn
+        return cls(
+            tokenizer,
+            data.template,
+            data.default_system,
+            prompt_template=data.prompt_template,
+            train_after_end_of_turn=stage in _WITH_TAIL and (is_named(data.template) if asked is None else asked),
+        )
+
+    @property
+    def example(self) -> str:
+        """``EXAMPLE`` as it is rendered, with its end of turn."""
+        end = str(self.tokenizer.decode(list(self.end_of_turn)))
+        for messages in (EXAMPLE, EXAMPLE[:2]):
+            try:
+                row = self.encode_chat(messages)
+            except UserError:  # some templates take one question only
+                continue
+            if len(messages) == 2 or row:
+                return self.prompt_text(messages[:-1]) + messages[-1].content + end
+        return ""
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Token ids up to where the assistant's answer begins.
@@ -82,7 +132,7 @@ class Template:
 
     def encode_answer(self, content: str) -> list[int]:
         """The answer's tokens and its end of turn."""
-        return [*self.tokens(content), *self.end_of_turn]
+        return [*self.tokens(content), *self.closing]
 
     def encode_chat(
         self, messages: Sequence[Message], *, train_on_prompt: bool = False, mask_history: bool = False
@@ -144,16 +194,25 @@ class Template:
             if not found:
                 raise UserError("the chat template leaves out or reorders earlier assistant messages")
             before = before.removesuffix(self._lead)
-            parts += [(self._prompt_tokens(before, after_answer=number > 0), False), (self.encode_answer(answer), True)]
-        parts.append((self._prompt_tokens(rest, after_answer=bool(answers)), False))
+            self._add_prompt(parts, before)
+            parts.append(([*self.tokens(answer), *self.end_of_turn], True))
+        self._add_prompt(parts, rest)
         return parts
 
-    def _prompt_tokens(self, text: str, *, after_answer: bool) -> list[int]:
-        """Tokens of a template part; what closes the answer before it is left to ``encode_answer``."""
-        if not after_answer:
-            return self.tokens(text)
-        text = text.removeprefix(self._closing)
-        # Tokenised behind the end of turn, as it stands there: SentencePiece treats the start of a text differently.
+    def _add_prompt(self, parts: list[tuple[list[int], bool]], text: str) -> None:
+        """Append a template part; what closes the answer before it, and what is learnt with it, is left to that."""
+        if not parts:
+            parts.append((self.tokens(text), False))
+            return
+        ids = self._behind(text.removeprefix(self._closing))
+        size = len(self._tail)
+        if size and tuple(ids[:size]) == self._tail:
+            parts[-1] = ([*parts[-1][0], *self._tail], True)
+            ids = ids[size:]
+        parts.append((ids, False))
+
+    def _behind(self, text: str) -> list[int]:
+        """Tokens of a text as it stands behind an end of turn: SentencePiece treats the start of a text differently."""
         last = self.end_of_turn[-1]
         ids = self.tokens(f"{self.tokenizer.convert_ids_to_tokens(last)}{text}")
         return ids[1:] if ids and ids[0] == last else self.tokens(text)
@@ -195,64 +254,52 @@ class Template:
             return lead, "", after
         return "", lead, after
 
-    def _end_of_turn(self) -> tuple[int, ...]:
-        """What closes an answer: the template's text up to its first special token, or end of sequence."""
+    def _notes(self) -> tuple[str, ...]:
+        """Where the name of a family resolved to a template that writes chats otherwise than the family does."""
+        chat = [{"role": message.role, "content": message.content} for message in EXAMPLE]
+
+        def rendered(template: str) -> str:
+            try:
+                return str(self.tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False))
+            except jinja2.TemplateError as error:
+                raise UserError(str(error)) from error
+
+        found = other_rendering(self.tokenizer, self.name, rendered)
+        if found is None or self.tokens(found[0]) == self.tokens(found[1]):
+            return ()
+        own, shipped = (_from_difference(a, b) for a, b in (found, found[::-1]))
+        return (
+            f"template: {self.name} is the tokenizer's own chat template, which writes {own} where LLaMA-Factory's "
+            f"{self.name} has {shipped}; the tokenizer's own is used",
+        )
+
+    def _end_of_turn(self) -> tuple[tuple[int, ...], str]:
+        """What closes an answer: the template's text up to its first special token, or end of sequence.
+
+        Returns:
+            (token ids, text that the template writes behind them).
+        """
         after = self._closing
         added = [str(token) for token in self.tokenizer.added_tokens_decoder.values()]
         found = [(after.index(token), -len(token), token) for token in added if token.strip() and token in after]
         if found:
             start, _, token = min(found)
-            self._closing = after[: start + len(token)]
+            self._closing, after = after[: start + len(token)], after[start + len(token) :]
+            before = self._closing[:start]
             last: Any = self.tokenizer.convert_tokens_to_ids(token)
         else:
-            start, last = len(after), self.tokenizer.eos_token_id
+            before, after, last = after, "", self.tokenizer.eos_token_id
             if last is None:
                 raise UserError("the tokenizer has no end-of-sequence token and the chat template closes no answer")
-        return (*self.tokens(after[:start].strip()), int(last))
+        return (*self.tokens(before.strip()), int(last)), after
 
 
-def resolve_chat_template(tokenizer: PreTrainedTokenizerBase, name: str | None) -> str:
-    """The jinja text that ``name`` stands for with this tokenizer.
-
-    The name of a plain text format is taken literally. That of a model family means the tokenizer's own template where
-    it has one, else the shipped one of that name; no name means the tokenizer's own.
-
-    Raises:
-        UserError: unknown name, or no template to be had.
-    """
-    own = _own_template(tokenizer)
-    if name is None:
-        if own:
-            return own
-        raise UserError(
-            f"the tokenizer has no chat template: set `template` to one of {', '.join(shipped_templates())} "
-            "(`empty` joins the texts as they are)"
-        )
-    known = (*PLAIN, *FAMILIES)
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(known))}."
-        raise UserError(f"unknown template {name!r}: {hint} Without `template` the tokenizer's own is used.")
-    if own and name not in PLAIN:
-        return own
-    if name not in shipped_templates():
-        raise UserError(
-            f"template {name!r} is the tokenizer's own, but this tokenizer has none: set `template` to one of "
-            f"{', '.join(shipped_templates())}"
-        )
-    return (resources.files("posttrain.data") / "templates" / f"{name}.jinja").read_text(encoding="utf-8").rstrip("\n")
-
-
-def _own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    own: Any = tokenizer.chat_template
-    own = own.get("default") if isinstance(own, dict) else own
-    return str(own) if own else None
-
-
-def shipped_templates() -> tuple[str, ...]:
-    """Names of the templates that come with the package."""
-    files = (resources.files("posttrain.data") / "templates").iterdir()
-    return tuple(sorted(file.name.removesuffix(".jinja") for file in files if file.name.endswith(".jinja")))
+def _from_difference(text: str, other: str) -> str:
+    """The text from shortly before the first place where it differs from another one."""
+    same = next((i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
+    start = max(0, same - 12)
+    piece = text[start : same + 60]
+    return repr(("..." if start else "") + piece + ("..." if same + 60 < len(text) else ""))
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase, fallback: int | None = None) -> int:

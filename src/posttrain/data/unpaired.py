@@ -91,13 +91,13 @@ def require_both_kinds(answers: Sequence[EncodedAnswer]) -> None:
 
 
 def with_mismatched(answers: Sequence[EncodedAnswer], cutoff_len: int) -> list[EncodedAnswer]:
-    """Each prompt with the answer of the next row that has another prompt; after the last row comes the first."""
+    """Each prompt with the answer of the row before it that has another prompt; before the first row is the last."""
     prompts = [answer.row.input_ids[: _start(answer.row)] for answer in answers]
     count = len(answers)
     twins = []
     for i, answer in enumerate(answers):
-        later = ((i + step) % count for step in range(1, count))
-        other = next((j for j in later if prompts[j] != prompts[i]), (i + 1) % count)
+        earlier = ((i - step) % count for step in range(1, count))
+        other = next((j for j in earlier if prompts[j] != prompts[i]), (i - 1) % count)
         twins.append(replace(answer, mismatched=_exchanged(answer.row, answers[other].row, cutoff_len)))
     return twins
 

@@ -171,7 +171,7 @@ def _rendering(config: RunConfig, found: Checked) -> tuple[PreTrainedTokenizerBa
     if stage == "pt" or (stage == "sft" and data.text_column is not None):
         return tokenizer, None
     try:
-        return tokenizer, Template(tokenizer, data.template, data.default_system)
+        return tokenizer, Template.configured(tokenizer, data, stage)
     except UserError as error:
         found.findings.append(Finding(level="error", check="template", message=str(error)))
         return None, None

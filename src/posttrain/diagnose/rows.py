@@ -93,7 +93,7 @@ def shown_rows(
     """
     stage, data = config.method.stage, config.data
     on_text = stage == "pt" or (stage == "sft" and data.text_column is not None)
-    template = None if on_text else Template(tokenizer, data.template, data.default_system)
+    template = None if on_text else Template.configured(tokenizer, data, stage)
     report = Report()
     examples = _examples(config, report, held_out)
     looks = _Looks(config, tokenizer, template, report)

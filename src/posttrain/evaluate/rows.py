@@ -40,7 +40,8 @@ def read_rows(
             "`eval_dataset` is missing: an evaluation needs rows; name an entry of dataset_info.json or a data file"
         )
     on_text = stage == "pt" or (stage == "sft" and data.text_column is not None)
-    template = None if on_text else Template(tokenizer, data.template, data.default_system)
+    # Pairs are read to be scored, from their end of turn.
+    template = None if on_text else Template.configured(tokenizer, data, stage if stage == "sft" else None)
     report = Report()
     examples = read_examples(names, data, stage, report, margin_column=config.reward_model.margin_column)
     if holds_out(config):

@@ -125,7 +125,14 @@ def _template_notes(wardrobe: Wardrobe, template: Template | None) -> list[str]:
     for name, outfit in outfits:
         for link in outfit.links:
             lineage = link.files.lineage
-            note = check_template(lineage, template.fingerprint, folder=link.folder, key=name, allow_mismatch=True)
+            note = check_template(
+                lineage,
+                template.fingerprint,
+                folder=link.folder,
+                key=name,
+                example=template.example,
+                allow_mismatch=True,
+            )
             notes += [note] if note else []
     return list(dict.fromkeys(notes))
 

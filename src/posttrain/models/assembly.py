@@ -18,7 +18,7 @@ from posttrain.models.adapter_files import write_adapter
 from posttrain.models.adapters import adapter_state, add_adapter, fold, lora_config
 from posttrain.models.chains import Link
 from posttrain.models.forward import is_packed, prepare_trunk
-from posttrain.models.lineage import Backbone, Lineage, check_template, write_lineage
+from posttrain.models.lineage import Backbone, Lineage, check_template, read_lineage, write_lineage
 from posttrain.models.load import disable_dropout, quiet
 from posttrain.models.neftune import add_noise
 from posttrain.models.pissa import on_the_original
@@ -57,18 +57,25 @@ class Assembly:
     initial: Mapping[str, Tensor] = field(default_factory=dict)
     critic_from_reward: bool = False
 
-    def under_template(self, fingerprint: str, *, allow_mismatch: bool) -> Assembly:
+    def under_template(
+        self, fingerprint: str, *, allow_mismatch: bool, example: str | None = None, base: Path | None = None
+    ) -> Assembly:
         """The same assembly, to be saved with this chat template.
+
+        Args:
+            fingerprint: of the template. example: one chat as it renders it. base: folder of the model underneath.
 
         Raises:
             UserError: if something it stands on was trained with another one.
         """
+        below = () if base is None else (("model_name_or_path", base, read_lineage(base)),)
         found = [
-            check_template(lineage, fingerprint, folder=folder, key=key, allow_mismatch=allow_mismatch)
-            for key, folder, lineage in self.stands_on
+            check_template(lineage, fingerprint, folder=folder, key=key, example=example, allow_mismatch=allow_mismatch)
+            for key, folder, lineage in self.stands_on + below
         ]
         notes = (*self.notes, *(note for note in found if note))
-        return dataclasses.replace(self, lineage=dataclasses.replace(self.lineage, template=fingerprint), notes=notes)
+        lineage = dataclasses.replace(self.lineage, template=fingerprint, template_example=example)
+        return dataclasses.replace(self, lineage=lineage, notes=notes)
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write what was trained as a folder that peft or transformers load: weights, head, tokenizer, lineage."""

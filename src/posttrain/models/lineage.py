@@ -56,6 +56,7 @@ class Lineage:
         base: the backbone under everything, adapters aside.
         parents: adapters worn beneath the new one; in a merged folder, those merged in, in this order.
         template: fingerprint of the chat template; None when text was not rendered.
+        template_example: an example chat as that template renders it.
         merged: the folder holds base and parents added up.
         weights: fingerprint of the folder's own weights when it holds a whole model.
         version: of posttrain. created: UTC, ISO 8601.
@@ -65,6 +66,7 @@ class Lineage:
     base: Backbone
     parents: tuple[Parent, ...] = ()
     template: str | None = None
+    template_example: str | None = None
     merged: bool = False
     weights: str | None = None
     version: str = posttrain.__version__
@@ -196,20 +198,38 @@ def check_backbone(
 
 
 def check_template(
-    lineage: Lineage | None, found: str | None, *, folder: str | Path, key: str, allow_mismatch: bool = False
+    lineage: Lineage | None,
+    found: str | None,
+    *,
+    folder: str | Path,
+    key: str,
+    example: str | None = None,
+    allow_mismatch: bool = False,
 ) -> str | None:
-    """As ``check_backbone``, for the chat template; either side unknown passes."""
+    """As ``check_backbone``, for the chat template; either side unknown passes, and so do equal ``example``s.
+
+    Args:
+        found: fingerprint of the template in use. example: the example chat as it renders it.
+    """
     if lineage is None or lineage.template is None or found is None or lineage.template == found:
+        return None
+    recorded = lineage.template_example
+    if recorded is not None and recorded == example:
         return None
     differ = (
         f"{key}: {folder} was trained with another chat template (fingerprint {lineage.template[:12]}) than the one "
-        f"in use ({found[:12]})"
+        f"in use ({found[:12]})."
     )
+    if recorded is not None and example is not None:
+        then, now = (json.dumps(text, ensure_ascii=False) for text in (recorded, example))
+        differ += f"\n  one chat as it was trained: {then}\n  the same chat now:          {now}\n"
+    else:
+        differ += " "
     if allow_mismatch:
-        return f"{differ}; used all the same, as allow_mismatch says."
+        return f"{differ}It is used all the same, as allow_mismatch says."
     raise UserError(
-        f"{differ}: it would read text in a form it never saw. Write the same template, or allow_mismatch: true "
-        "to go on all the same."
+        f"{differ}It would read text in a form it never saw. Write the same template (template, prompt_template, "
+        "default_system), or allow_mismatch: true to go on all the same."
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.config import RunConfig
-from posttrain.data.template import resolve_chat_template
+from posttrain.data.template_names import resolve_chat_template
 from posttrain.models.chains import Link, chain, check_links
 from posttrain.models.fetch import resolve_model
 from posttrain.models.lineage import Lineage, fingerprint, read_lineage
@@ -78,8 +78,9 @@ def find_source(config: RunConfig) -> Source:
     tokenizer = load_tokenizer(place if brings else folder, **options)
     if not tokenizer.chat_template and brings and links:
         tokenizer.chat_template = load_tokenizer(folder, **options).chat_template
-    if config.data.template is not None:
-        tokenizer.chat_template = resolve_chat_template(tokenizer, config.data.template)
+    data = config.data
+    if data.template is not None or data.prompt_template is not None:
+        tokenizer.chat_template = resolve_chat_template(tokenizer, data.template, data.prompt_template)
     return Source(
         name=model.model_name_or_path, folder=folder, lineage=read_lineage(folder), links=links, tokenizer=tokenizer
     )

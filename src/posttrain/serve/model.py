@@ -68,7 +68,7 @@ class ChatModel:
             notify(sentence)
         source = find_source(self.config)
         self.tokenizer = source.tokenizer
-        self.template = Template(source.tokenizer, self.config.data.template, self.config.data.default_system)
+        self.template = Template.configured(source.tokenizer, self.config.data)
         if source.last_lineage is not None and source.last_lineage.stage == "rm":
             notify(f"{source.outermost} is a reward model: it was trained to score answers, not to give them")
         self.model = load_backbone(self.config)

@@ -58,7 +58,7 @@ def sampled(
             "(do_sample: true)"
         )
     source = find_source(config)
-    template = Template(source.tokenizer, config.data.template, config.data.default_system)
+    template = Template.configured(source.tokenizer, config.data)
     names = config.data.dataset or config.data.eval_dataset
     examples = read_examples(names, config.data, "ppo", report)
     prompts = encode_examples(examples, source.tokenizer, template, config.data, "ppo", report)

@@ -74,12 +74,13 @@ class FolderScorer:
             if not is_packed(model):
                 prepare_trunk(model)
         tokenizer = _tokenizer(config, reward.folder, base)
-        template = Template(tokenizer, config.data.template, config.data.default_system)
+        template = Template.configured(tokenizer, config.data)
         differs = check_template(
             reward.lineage,
             template.fingerprint,
             folder=reward.folder,
             key="judge",
+            example=template.example,
             allow_mismatch=config.model.allow_mismatch,
         )
         if differs:

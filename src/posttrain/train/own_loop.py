@@ -108,9 +108,12 @@ class PPOTrainer:
         if not is_packed(actor):
             raise UserError(f"{type(actor).__name__} cannot run with packed attention, which sampling needs")
         self._assembly = assembly.under_template(
-            self._template.fingerprint, allow_mismatch=self.config.model.allow_mismatch
+            self._template.fingerprint,
+            allow_mismatch=self.config.model.allow_mismatch,
+            example=self._template.example,
+            base=self._base,
         )
-        for sentence in self._assembly.notes:
+        for sentence in (*self._template.notes, *self._assembly.notes):
             notify(sentence)
         settings = self.config.train
         self._rows_per_step = optimizer_rows(self.config) * self.config.online.ppo_buffer_size
@@ -133,11 +136,12 @@ class PPOTrainer:
         if over is not None and (said := over.settle()):
             notify(said)
         folder = resolve_model(model.model_name_or_path, revision=model.model_revision, cache_dir=model.cache_dir)
+        self._base = Path(folder)
         given = NOTHING_GIVEN if over is None else over.given
         tokenizer = given.tokenizer or load_tokenizer(
             folder, use_fast=model.use_fast_tokenizer, trust_remote_code=model.trust_remote_code
         )
-        self._template = Template(tokenizer, self.config.data.template, self.config.data.default_system)
+        self._template = Template.configured(tokenizer, self.config.data)
         tokenizer.chat_template = self._template.chat_template
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # said in other words
