@@ -122,7 +122,7 @@ def end_of_turn(splits: Splits, config: RunConfig) -> Finding | None:
     """Whether every row that trains an answer teaches to stop after it; None where there are no answers."""
     if splits.template is None or is_online(config.method.stage):
         return None
-    closing = list(splits.template.end_of_turn)
+    closing = list(splits.template.closing)
     rows = [s.row for row in splits.train for s in sequences_of(row) if s.label != TWIN]
     lacking = [n for n, row in enumerate(rows, start=1) if not _closes(row, closing)]
     if lacking:

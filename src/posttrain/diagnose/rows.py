@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import RunConfig, is_online
@@ -131,16 +131,13 @@ class _Looks:
 
     def single(self, examples: Sequence[Example], start: int, count: int, only_cut: bool) -> list[ShownRow]:
         """Rows of stages in which an example is a row."""
-        kept: list[tuple[Example, Any, bool]] = []
         wanted = start - 1 + count
-        for example, row, cut in self._kept(examples):
-            if cut or not only_cut:
-                kept.append((example, row, cut))
-            if len(kept) >= wanted and self._has_twins([row for _, row, _ in kept], wanted):
-                break
-        if self.config.method.stage == "kto" and kept:
-            twins = with_mismatched([row for _, row, _ in kept], self.config.data.cutoff_len)
-            kept = [(example, twin, cut) for (example, _, cut), twin in zip(kept, twins, strict=True)]
+        found: Iterable[tuple[Example, Any, bool]] = self._kept(examples)
+        if self.config.method.stage == "kto":  # the twin of the first row is made of the last
+            every = list(found)
+            twins = with_mismatched([row for _, row, _ in every], self.config.data.cutoff_len)
+            found = [(example, twin, cut) for (example, _, cut), twin in zip(every, twins, strict=True)]
+        kept = list(islice((item for item in found if item[2] or not only_cut), wanted))
         return [self._row(number, *kept[number - 1]) for number in range(start, min(wanted, len(kept)) + 1)]
 
     def blocks(self, examples: Sequence[Example], start: int, count: int) -> list[ShownRow]:
@@ -180,13 +177,6 @@ class _Looks:
             if sum(report.dropped.values()) == dropped:
                 raise
             return None
-
-    def _has_twins(self, rows: Sequence[Any], wanted: int) -> bool:
-        """Whether each of the first rows is followed by another prompt, which its twin is made of."""
-        if self.config.method.stage != "kto":
-            return True
-        prompts = [row.row.input_ids[: row.row.loss_mask.index(True)] for row in rows]
-        return len(rows) > wanted and prompts[wanted - 1] != prompts[-1]
 
     def _row(self, number: int, example: Example, row: Any, cut: bool) -> ShownRow:
         sequences = sequences_of(row)

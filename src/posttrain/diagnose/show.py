@@ -55,7 +55,7 @@ def _head(config: RunConfig, shown: Shown, paint: Paint, held_out: bool) -> Iter
     yield paint.title(f"stage {stage}: {shown.num_examples} {kind} rows of {', '.join(data.dataset)}")
     if shown.template is not None:
         name = data.template or "of the tokenizer"
-        ending = shown.template.tokenizer.decode(list(shown.template.end_of_turn))
+        ending = shown.template.tokenizer.decode(list(shown.template.closing))
         yield f"template {name}, cutoff_len {data.cutoff_len}, an answer ends with {ending!r}"
     else:
         yield f"documents without a template, cutoff_len {data.cutoff_len}"
