@@ -44,7 +44,7 @@ def template(rendering: Template, splits: Splits, config: RunConfig) -> Iterator
     else:
         message = f"{name}: prompt, answer and end of turn are the tokens that sampling starts from and ends with"
         yield Finding(level="ok", check="template", message=message)
-    closing = tokenizer_text(rendering.tokenizer, rendering.end_of_turn)
+    closing = tokenizer_text(rendering.tokenizer, rendering.closing)
     written = rendering.prompt_text(prompt) + answer + closing
     read = tokenizer_text(rendering.tokenizer, trained)
     if read != written and read.lstrip() != written.lstrip():

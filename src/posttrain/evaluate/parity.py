@@ -124,9 +124,7 @@ def _as_evaluated(config: RunConfig, notify: Notify) -> tuple[list[EncodedRow], 
 def _as_in_ppo(config: RunConfig, rows: Sequence[EncodedRow], template: Template) -> Tensor:
     if not is_online(config.method.stage):
         config = replace(config, method=replace(config.method, stage="ppo"))
-    assembly = online_assembly(config).under_template(
-        template.fingerprint, allow_mismatch=config.model.allow_mismatch, example=template.example
-    )
+    assembly = online_assembly(config).under_template(template, allow_mismatch=config.model.allow_mismatch)
     # nothing is trained, and the reward's role does not depend on what would be
     engine = Engine(
         assembly.roles,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.config import MethodConfig, RunConfig
+from posttrain.data.template import Template
 from posttrain.errors import UserError
 from posttrain.models.adapter_files import write_adapter
 from posttrain.models.adapters import adapter_state, add_adapter, fold, lora_config
@@ -57,24 +58,26 @@ class Assembly:
     initial: Mapping[str, Tensor] = field(default_factory=dict)
     critic_from_reward: bool = False
 
-    def under_template(
-        self, fingerprint: str, *, allow_mismatch: bool, example: str | None = None, base: Path | None = None
-    ) -> Assembly:
-        """The same assembly, to be saved with this chat template.
-
-        Args:
-            fingerprint: of the template. example: one chat as it renders it. base: folder of the model underneath.
+    def under_template(self, template: Template, *, allow_mismatch: bool, base: Path | None = None) -> Assembly:
+        """The same assembly, to be saved with this chat template; ``base`` is the folder of the model underneath.
 
         Raises:
             UserError: if something it stands on was trained with another one.
         """
         below = () if base is None else (("model_name_or_path", base, read_lineage(base)),)
         found = [
-            check_template(lineage, fingerprint, folder=folder, key=key, example=example, allow_mismatch=allow_mismatch)
+            check_template(
+                lineage,
+                template.fingerprint,
+                folder=folder,
+                key=key,
+                example=template.example,
+                allow_mismatch=allow_mismatch,
+            )
             for key, folder, lineage in self.stands_on + below
         ]
         notes = (*self.notes, *(note for note in found if note))
-        lineage = dataclasses.replace(self.lineage, template=fingerprint, template_example=example)
+        lineage = dataclasses.replace(self.lineage, template=template.fingerprint, template_example=template.example)
         return dataclasses.replace(self, lineage=lineage, notes=notes)
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -107,12 +107,8 @@ class PPOTrainer:
         actor = assembly.roles.backbone_of(Role.ACTOR)
         if not is_packed(actor):
             raise UserError(f"{type(actor).__name__} cannot run with packed attention, which sampling needs")
-        self._assembly = assembly.under_template(
-            self._template.fingerprint,
-            allow_mismatch=self.config.model.allow_mismatch,
-            example=self._template.example,
-            base=self._base,
-        )
+        allowed = self.config.model.allow_mismatch
+        self._assembly = assembly.under_template(self._template, allow_mismatch=allowed, base=self._base)
         for sentence in (*self._template.notes, *self._assembly.notes):
             notify(sentence)
         settings = self.config.train

@@ -132,12 +132,7 @@ def dressed(
         tokenizer.chat_template = splits.template.chat_template
         model = config.model
         base = resolve_model(model.model_name_or_path, revision=model.model_revision, cache_dir=model.cache_dir)
-        assembly = assembly.under_template(
-            splits.template.fingerprint,
-            allow_mismatch=model.allow_mismatch,
-            example=splits.template.example,
-            base=Path(base),
-        )
+        assembly = assembly.under_template(splits.template, allow_mismatch=model.allow_mismatch, base=Path(base))
     resolved = splits.template.notes if splits.template else ()
     unpacked = (str(w.message) for w in caught if "cannot run packed" in str(w.message))
     return replace(assembly, notes=(*resolved, *assembly.notes, *unpacked))
