@@ -59,7 +59,11 @@ def kept_splits(
         UserError: of ``make``; a ``tokenized_path`` that cannot be read or written, or holds rows for something else.
     """
     began = time.time_ns()
-    identity = {**settings, "tokenizer": fingerprint(tokenizer), "template": template and template.fingerprint}
+    identity = {
+        **settings,
+        "tokenizer": fingerprint(tokenizer),
+        "template": template and [template.fingerprint, *template.closing],
+    }
     if data.tokenized_path:
         path = Path(data.tokenized_path).expanduser() / FILE
         return _at_path(path, {**identity, **_choices(data)}, template, make)
