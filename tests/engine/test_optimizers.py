@@ -12,7 +12,7 @@ from torch import nn
 from posttrain.config.optim_names import HONOURED, optimizer_options
 from posttrain.engine import OptimizerSettings, state
 from posttrain.engine.optimizer import parameter_groups
-from posttrain.engine.optimizers import make_optimizer, paging_note
+from posttrain.engine.optimizers import make_optimizer, paging_note, state_bytes
 from posttrain.errors import UserError
 from posttrain.types import Role
 
@@ -82,6 +82,17 @@ def test_the_rate_of_a_group_counts(name) -> None:
         moved.append(max(float((p - before[key]).detach().abs().max()) for key, p in parameters.items()))
     assert moved[0] == 0
     assert moved[2] == pytest.approx(100 * moved[1], rel=0.05)
+
+
+@pytest.mark.parametrize("name", [name for name in HONOURED if name != "adafactor"])
+def test_states_take_as_many_bytes_as_planned(name) -> None:
+    available(name)
+    parameters = {"matrix": nn.Parameter(torch.zeros(256, 256))}
+    optimizer = built(name, parameters)
+    steps(optimizer, parameters, range(1))
+    found = optimizer.state[parameters["matrix"]].items()
+    size = sum(t.numel() * t.element_size() for key, t in found if torch.is_tensor(t) and "qmap" not in key)
+    assert size / 256**2 == pytest.approx(state_bytes(name), rel=0.01, abs=0.01)
 
 
 def test_states_in_eight_bits_are_in_eight_bits() -> None:

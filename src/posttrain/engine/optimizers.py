@@ -36,6 +36,14 @@ _PAGED = "paged_"
 _NO_BETAS = ("sgd", "adagrad", "rmsprop", "adafactor")
 
 
+def state_bytes(name: str) -> float:
+    """Bytes of state for each number that trains; small weights keep 32 bits where others have 8."""
+    copies = 3 if "ademamix" in name else 1 if "lion" in name or "rmsprop" in name or name == "adagrad" else 2
+    if name in ("sgd", "adafactor"):  # a momentum given in optim_args aside; a row and a column of each matrix
+        copies = 0
+    return copies * (1 + 4 / 256 if name.endswith("_8bit") else 4)
+
+
 def make_optimizer(groups: Groups, settings: OptimizerSettings, device: torch.device) -> Optimizer:
     """The optimizer that ``settings.name`` names.
 

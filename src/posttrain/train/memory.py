@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from posttrain.config import RunConfig, is_online
 from posttrain.engine import DEFAULT_MAX_TOKENS
+from posttrain.engine.optimizers import state_bytes
 from posttrain.models.adapters import add_adapter, base_weight, lora_layers
 from posttrain.models.assemble_online import has_critic, head_of_its_own
 from posttrain.models.assembly import WITH_DROPOUT, base_parameters, new_adapter
@@ -36,7 +37,6 @@ from posttrain.train.parts import optimizer_rows
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TRAINED = 4  # bytes of a number that trains, and of its gradient: always float32
-_MOMENTS = 8  # AdamW's two
 _CHUNK = 256  # rows of logits that are held at once
 # Bytes of a number with its share of the scales: 4 bits with a scale for 64 of them, 8 bits with one for a row.
 _QUANTISED = {4: 0.53, 8: 1.01}
@@ -227,9 +227,9 @@ class _Planned:
         """Bytes on disk: what trains with its moments, and the model as users load it."""
         trained = sum(model.num_trained for model in models)
         whole = 0 if self.adapts else models[0].weights
-        state = 0 if self.config.train.save_only_model else _MOMENTS
+        state = 0 if self.config.train.save_only_model else state_bytes(self.config.train.optim)
         own = trained if self.adapts else models[0].num_trained
-        return whole + trained * (_TRAINED + state) + (own * _TRAINED if self.adapts else 0)
+        return int(whole + trained * (_TRAINED + state) + (own * _TRAINED if self.adapts else 0))
 
     def _skeleton(self, folder: Path) -> PreTrainedModel:
         return skeleton(folder, dtype=self.dtype, trust_remote_code=self.config.model.trust_remote_code)
@@ -265,7 +265,7 @@ class _Planned:
             weights=self._weights(size, linear),
             adapters=(worn + (trained if self.adapts else 0)) * _TRAINED,
             gradients=trained * _TRAINED,
-            optimizer=trained * _MOMENTS,
+            optimizer=int(trained * state_bytes(self.config.train.optim)),
         )
 
     def _reward_base(self, reward: RewardFolder) -> Path | None:
