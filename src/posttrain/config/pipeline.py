@@ -35,13 +35,14 @@ class PreparedData:
 
     Attributes:
         generator: its name. output: the folder to write. seed: of everything random in it.
-        options: the generator's own keys.
+        options: the generator's own keys. where: file and line, for messages.
     """
 
     generator: str
     output: str
     seed: int = 42
     options: Mapping[str, Any] = field(default_factory=dict)
+    where: str = field(default="prepare", compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +161,7 @@ class _Pipeline:
         for key, value in values.items():
             self.known[f"prepare.{generator}.{key}"] = value
         options = {key: value for key, value in values.items() if key not in ("generator", "output", "seed")}
-        return PreparedData(generator=generator, output=values["output"], seed=seed, options=options)
+        return PreparedData(generator=generator, output=values["output"], seed=seed, options=options, where=where)
 
     def _stage_names(self, items: Sequence[object]) -> list[str]:
         names: list[str] = []

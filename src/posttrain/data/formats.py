@@ -327,7 +327,8 @@ def _message(item: Any, layout: Layout, where: str) -> Message:
     pairs = ((layout.role_tag, layout.content_tag), ("from", "value"), ("role", "content"))
     tags = next((tags for tags in pairs if all(tag in item for tag in tags)), None)
     if tags is None:
-        raise UserError(f"{where}: no {layout.role_tag!r} and {layout.content_tag!r} (found: {_keys(item)})")
+        wanted = " or ".join(dict.fromkeys(f"{role!r} and {content!r}" for role, content in pairs))
+        raise UserError(f"{where}: needs {wanted} (found: {_keys(item)})")
     role = layout.roles.get(str(item[tags[0]]))
     if role is None:
         raise UserError(f"{where}: unknown role {item[tags[0]]!r}; known: {', '.join(layout.roles)}")

@@ -18,6 +18,10 @@ from posttrain.errors import UserError
 INFO_FILE = "dataset_info.json"
 ONLINE = "ONLINE"
 _ALPACA_COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
+_PURPOSES = (
+    *("prompt", "query", "response", "history", "system", "messages", "chosen", "rejected", "kto_tag"),
+    *("tools", "images", "videos", "audios"),
+)
 # What stands beside the data in a folder and is none.
 _NO_DATA = re.compile(
     r"\.|(dataset_infos?|dataset_dict|state)\.json$|(readme|licen[cs]e|source|notice|requirements)\b", re.IGNORECASE
@@ -208,7 +212,7 @@ def _read_info(path: Path) -> dict[str, Any]:
 def _spec_of_entry(name: str, entry: Any, folder: Path) -> DatasetSpec:
     place = f"{folder / INFO_FILE}, dataset {name!r}"
     if not isinstance(entry, Mapping):
-        raise UserError(f"{place}: expected an object, found {type(entry).__name__}")
+        raise UserError(f'{place}: expected an object such as {{"file_name": "a.json"}}, found {_short(entry)}')
     for key in ("subset", "split", "folder", "file_name", "hf_hub_url", "ms_hub_url"):
         if entry.get(key) is not None and not isinstance(entry[key], str):
             raise UserError(f"{place}: {key} must be text, found {entry[key]!r}")
@@ -261,6 +265,7 @@ def _layout_of_entry(entry: Mapping[str, Any], place: str) -> Layout | None:
     columns, tags = entry.get("columns"), entry.get("tags", {})
     if not all(isinstance(part, Mapping) for part in (columns or {}, tags)):
         raise UserError(f"{place}: `columns` and `tags` must be objects")
+    _check_purposes(columns or {}, place)
     if columns is None and formatting == "alpaca" and not entry.get("ranking"):
         return None
     messages = "messages" if formatting == "openai" else "conversations"
@@ -283,6 +288,20 @@ def _layout_of_entry(entry: Mapping[str, Any], place: str) -> Layout | None:
         content_tag=str(tags.get("content_tag", "content" if formatting == "openai" else "value")),
         roles=roles,
     )
+
+
+def _check_purposes(columns: Mapping[str, Any], place: str) -> None:
+    """Refuse a column that is given a purpose nobody knows: it would be left out without a word."""
+    for purpose in columns:
+        if purpose not in _PURPOSES:
+            near = difflib.get_close_matches(str(purpose), _PURPOSES, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it is one of {', '.join(_PURPOSES)}"
+            raise UserError(f"{place}: `columns` gives a column for {purpose!r}; {hint}")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _missing_file(path: Path, label: str) -> str:

@@ -192,7 +192,8 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
             return read_bin(legacy)
     except (SafetensorError, OSError, RuntimeError, EOFError) as error:
         raise UserError(
-            f"{folder}: the adapter's weights are damaged ({first_line(error)}). Copy them again."
+            f"{path if path.is_file() else legacy}: the adapter's weights are damaged ({first_line(error)}). Copy them "
+            "again."
         ) from error
     raise UserError(f"{folder} has an {CONFIG} but no weights (looked for {WEIGHTS} and {legacy.name}).")
 

@@ -47,17 +47,21 @@ def check_prepared(prepared: PreparedData) -> None:
     """
     generators = _generators()
     if prepared.generator not in generators:
-        raise UserError(f"prepare: there is no generator `{prepared.generator}`; there is {', '.join(generators)}.")
+        raise UserError(
+            f"{prepared.where}: there is no generator `{prepared.generator}`; there is {', '.join(generators)}."
+        )
     parameters = inspect.signature(generators[prepared.generator]).parameters
     known = {name: item.default for name, item in parameters.items() if name not in _NOT_OPTIONS}
     for key, value in prepared.options.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
             advice = f"did you mean `{near[0]}`?" if near else f"it has {', '.join(known)}."
-            raise UserError(f"prepare: generator {prepared.generator} has no option `{key}`; {advice}")
+            raise UserError(f"{prepared.where}: generator {prepared.generator} has no option `{key}`; {advice}")
         if not _fits(value, known[key]):
             kind = "a list of texts" if isinstance(known[key], tuple) else f"a number such as {known[key]}"
-            raise UserError(f"prepare: `{key}` of generator {prepared.generator} must be {kind}, not {value!r}.")
+            raise UserError(
+                f"{prepared.where}: `{key}` of generator {prepared.generator} must be {kind}, not {value!r}."
+            )
 
 
 def files_are_there(prepared: PreparedData) -> bool:
