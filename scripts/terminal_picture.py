@@ -1,6 +1,6 @@
 """Draw what a command printed on a terminal as an SVG picture, for the documentation.
 
-script -qc "posttrain data show sft.yaml --rows 1" /dev/null | python scripts/terminal_picture.py docs/images/show.svg 100
+script -qc "posttrain data show sft.yaml" /dev/null | python scripts/terminal_picture.py docs/images/show.svg 100
 """
 
 from __future__ import annotations
