@@ -1,11 +1,14 @@
+import random
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.data.batches import collate, collate_pairs, epoch_order, lengths_of
+from posttrain.data.batches import collate, collate_pairs, collate_unpaired, epoch_order, lengths_of
 from posttrain.data.encode import EncodedPair
 from posttrain.data.template import EncodedRow
+from posttrain.data.unpaired import EncodedAnswer
 
 FIRST = [4, 7, 6, 2, 0, 3, 5, 1]
 SECOND = [0, 1, 5, 7, 6, 3, 4, 2]
@@ -101,3 +104,34 @@ def test_grouping_saves_padding_for_rows_and_pairs(of_pairs):
 def test_grouping_needs_lengths():
     with pytest.raises(ValueError, match="length per row"):
         epoch_order(3, seed=0, epoch=0, group_by_length=True, lengths=[1, 2])
+
+
+def padded_cells(items, collate, size, *, grouped):
+    """Cells of padding in an epoch's batches."""
+    order = epoch_order(
+        len(items), seed=3, epoch=0, lengths=lengths_of(items), group_by_length=grouped, batch_size=size
+    )
+    batches = [collate([items[i] for i in order[start : start + size]], 0) for start in range(0, len(order), size)]
+    tables = [*batches, *(batch.mismatched for batch in batches if hasattr(batch, "mismatched"))]
+    return sum(int((~table.attention_mask).sum()) for table in tables)
+
+
+@pytest.mark.parametrize("kind", ["rows", "pairs", "answers"])
+def test_grouping_by_length_reduces_padding(kind):
+    chance = random.Random(5)
+
+    def row(length):
+        return EncodedRow([1] * length, [False] + [True] * (length - 1))
+
+    def longer(length):
+        return row(length + chance.randrange(6))
+
+    lengths = [2 + int(chance.expovariate(1 / 60)) for _ in range(240)]
+    made = {
+        "rows": ([row(n) for n in lengths], collate),
+        "pairs": ([EncodedPair(row(n), longer(n)) for n in lengths], collate_pairs),
+        "answers": ([EncodedAnswer(row(n), i % 2 == 0, longer(n)) for i, n in enumerate(lengths)], collate_unpaired),
+    }
+    items, collate_items = made[kind]
+    scattered, grouped = (padded_cells(items, collate_items, 8, grouped=grouped) for grouped in (False, True))
+    assert 0 < grouped < scattered / 3

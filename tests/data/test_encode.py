@@ -227,3 +227,23 @@ def test_the_report_says_what_became_of_the_rows():
         "read 10 rows, kept 7; 2 cut to cutoff_len; 7 end with their end-of-turn token; "
         "dropped 2: empty answer (first: a.json, row 3); dropped 1: chosen equals rejected (first: a.json, row 4)"
     )
+
+
+@pytest.mark.parametrize(
+    ("side", "first", "last"), [("left", False, True), ("middle", True, True), ("right", True, False)]
+)
+def test_the_side_asked_for_goes(any_tokenizer, side, first, last):
+    template = Template(any_tokenizer)
+    words = "ALPHA " + "the quick brown fox " * 40 + " OMEGA"
+    example = PairExample(prompt=(user(words),), chosen="yes", rejected="no")
+    pair, cut = encode_pair(example, template, 150, side)
+    assert cut
+    text = any_tokenizer.decode(pair.chosen.input_ids)
+    assert ("ALPHA" in text, "OMEGA" in text) == (first, last)
+    chat, _ = encode_chat(ChatExample(messages=(user(words), bot("yes"))), template, 150, side=side)
+    assert chat.input_ids == pair.chosen.input_ids
+    empty = template.encode_prompt([user("")])
+    for row in (pair.chosen, pair.rejected):
+        assert len(row) <= 150
+        assert row.input_ids[-len(template.end_of_turn) :] == list(template.end_of_turn)
+        assert row.input_ids[0] == empty[0]

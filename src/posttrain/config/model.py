@@ -83,6 +83,11 @@ class DataConfig:
     )
     default_system: str | None = option(None, help="System message for rows that have none.")
     cutoff_len: int = option(2048, help="Longest row in tokens, prompt and answer together.", minimum=4)
+    truncation_side: Literal["left", "middle", "right"] = option(
+        "middle",
+        help="What goes of the longest user message where a row is too long: its beginning, middle or end. Template, "
+        "end of turn and the beginning of the answer always stay.",
+    )
     train_on_prompt: bool = option(False, help="SFT: learn the prompt tokens too, not only the answers.")
     mask_history: bool = option(False, help="SFT: learn only the last answer of a conversation.")
     packing: bool | None = option(

@@ -327,13 +327,13 @@ def _encode(
     if isinstance(example, PromptExample):
         return encode.encode_prompt(example, template, data.cutoff_len), False, False
     if isinstance(example, PairExample):
-        pair, cut = encode.encode_pair(example, template, data.cutoff_len)
+        pair, cut = encode.encode_pair(example, template, data.cutoff_len, data.truncation_side)
         return pair, cut, all(_is_closed(row, template) for row in (pair.chosen, pair.rejected))
     if isinstance(example, RankingExample):
-        ranking, cut = encode_ranking(example, template, data.cutoff_len)
+        ranking, cut = encode_ranking(example, template, data.cutoff_len, data.truncation_side)
         return ranking, cut, all(_is_closed(row, template) for row in ranking.rows)
     if isinstance(example, UnpairedExample):
-        answer, cut = encode_unpaired(example, template, data.cutoff_len)
+        answer, cut = encode_unpaired(example, template, data.cutoff_len, data.truncation_side)
         return answer, cut, _is_closed(answer.row, template)
     assert isinstance(example, ChatExample)
     row, cut = encode.encode_chat(
@@ -342,6 +342,7 @@ def _encode(
         data.cutoff_len,
         train_on_prompt=data.train_on_prompt,
         mask_history=data.mask_history,
+        side=data.truncation_side,
     )
     return row, cut, _is_closed(row, template)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from posttrain.data.formats import (
     ChatExample,
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 TOO_LONG = "longer than cutoff_len"
 _SMALLEST_ROOM = 4
+Side = Literal["left", "middle", "right"]
+"""Which part of a message goes where it is too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +112,12 @@ def encode_chat(
     *,
     train_on_prompt: bool = False,
     mask_history: bool = False,
+    side: Side = "middle",
 ) -> tuple[EncodedRow, bool]:
     """One chat as a row of at most ``cutoff_len`` tokens.
 
-    What does not fit goes in this order: the oldest exchanges, the middle of the longest user message (down to a
-    quarter of the room), the end of the answer. Template and end of turn always stay.
+    What does not fit goes in this order: the oldest exchanges, the ``side`` of the longest user message (down to
+    a quarter of the room), the end of the answer. Template and end of turn always stay.
 
     Returns:
         (row, was it cut).
@@ -130,11 +133,13 @@ def encode_chat(
         row = template.encode_chat(messages, train_on_prompt=train_on_prompt, mask_history=mask_history)
     if len(row) <= cutoff_len:
         return row, cut
-    prompt_ids = _fit_prompt(messages[:-1], [messages[-1].content], template, cutoff_len)
+    prompt_ids = _fit_prompt(messages[:-1], [messages[-1].content], template, cutoff_len, side)
     return _exchange(prompt_ids, messages[-1].content, cutoff_len, template, train_on_prompt=train_on_prompt), True
 
 
-def encode_pair(example: PairExample, template: Template, cutoff_len: int) -> tuple[EncodedPair, bool]:
+def encode_pair(
+    example: PairExample, template: Template, cutoff_len: int, side: Side = "middle"
+) -> tuple[EncodedPair, bool]:
     """One preference pair, both sides cut the same way to at most ``cutoff_len`` tokens.
 
     Returns:
@@ -143,7 +148,8 @@ def encode_pair(example: PairExample, template: Template, cutoff_len: int) -> tu
     Raises:
         UnusableRowError: if the template alone does not fit, or cutting made both sides the same.
     """
-    (chosen, rejected), cut = encode_answers(example.prompt, [example.chosen, example.rejected], template, cutoff_len)
+    answers = [example.chosen, example.rejected]
+    (chosen, rejected), cut = encode_answers(example.prompt, answers, template, cutoff_len, side)
     if chosen.input_ids == rejected.input_ids:
         raise UnusableRowError(
             "chosen equals rejected after cutting to cutoff_len" if cut else "chosen equals rejected"
@@ -152,7 +158,7 @@ def encode_pair(example: PairExample, template: Template, cutoff_len: int) -> tu
 
 
 def encode_answers(
-    prompt: Messages, answers: Sequence[str], template: Template, cutoff_len: int
+    prompt: Messages, answers: Sequence[str], template: Template, cutoff_len: int, side: Side = "middle"
 ) -> tuple[list[EncodedRow], bool]:
     """Several answers to one prompt, each at most ``cutoff_len`` tokens; only answers and ends of turn train.
 
@@ -168,7 +174,7 @@ def encode_answers(
         prompt, cut = shorter, True
         prompt_ids = template.encode_prompt(prompt)
     if len(prompt_ids) + longest > cutoff_len:
-        prompt_ids, cut = _fit_prompt(prompt, answers, template, cutoff_len), True
+        prompt_ids, cut = _fit_prompt(prompt, answers, template, cutoff_len, side), True
     return [_exchange(prompt_ids, answer, cutoff_len, template) for answer in answers], cut
 
 
@@ -237,8 +243,8 @@ def _without_oldest_exchange(messages: Messages) -> Messages | None:
     return None
 
 
-def _fit_prompt(prompt: Messages, answers: Sequence[str], template: Template, cutoff_len: int) -> list[int]:
-    """Prompt tokens with the middle of the longest user message cut, as far as the answers need its room."""
+def _fit_prompt(prompt: Messages, answers: Sequence[str], template: Template, cutoff_len: int, side: Side) -> list[int]:
+    """Prompt tokens with one side of the longest user message cut, as far as the answers need its room."""
     target = max(
         (i for i, message in enumerate(prompt) if message.role in ("user", "tool")),
         key=lambda i: len(prompt[i].content),
@@ -257,7 +263,7 @@ def _fit_prompt(prompt: Messages, answers: Sequence[str], template: Template, cu
     budget = keep = min(len(content), max(room - longest, room // 4))
     # Text cut at token borders may take more tokens when tokenised again.
     while keep < len(content):
-        message = Message(prompt[target].role, _middle_cut(content, keep, template))
+        message = Message(prompt[target].role, _shortened(content, keep, template, side))
         prompt_ids = template.encode_prompt((*prompt[:target], message, *prompt[target + 1 :]))
         taken = len(prompt_ids) - overhead
         if taken <= budget or keep == 0:
@@ -268,9 +274,10 @@ def _fit_prompt(prompt: Messages, answers: Sequence[str], template: Template, cu
     return prompt_ids
 
 
-def _middle_cut(ids: Sequence[int], keep: int, template: Template) -> str:
-    """The text of the first and last tokens, ``keep`` in all; characters split by the cut are left out."""
-    head, tail = ids[: (keep + 1) // 2], ids[len(ids) - keep // 2 :]
+def _shortened(ids: Sequence[int], keep: int, template: Template, side: Side) -> str:
+    """The text of ``keep`` tokens, those at ``side`` left out, and so characters that the cut splits."""
+    first = {"left": 0, "middle": (keep + 1) // 2, "right": keep}[side]
+    head, tail = ids[:first], ids[len(ids) - (keep - first) :]
     decode = template.tokenizer.decode
     return str(decode(list(head))).rstrip("\ufffd") + str(decode(list(tail))).lstrip("\ufffd")
 

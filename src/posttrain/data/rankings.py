@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from posttrain.data.encode import encode_answers
+from posttrain.data.encode import Side, encode_answers
 from posttrain.data.formats import Layout, PairExample, RankingExample, UnusableRowError, pair_example
 from posttrain.data.template import EncodedRow, Template
 
@@ -59,7 +59,9 @@ def pairs_of(example: RankingExample) -> tuple[PairExample, ...]:
     )
 
 
-def encode_ranking(example: RankingExample, template: Template, cutoff_len: int) -> tuple[EncodedRanking, bool]:
+def encode_ranking(
+    example: RankingExample, template: Template, cutoff_len: int, side: Side = "middle"
+) -> tuple[EncodedRanking, bool]:
     """The answers of a ranking, cut the same way to at most ``cutoff_len`` tokens each.
 
     Returns:
@@ -68,7 +70,7 @@ def encode_ranking(example: RankingExample, template: Template, cutoff_len: int)
     Raises:
         UnusableRowError: if the template alone does not fit, or cutting left one answer.
     """
-    rows, cut = encode_answers(example.prompt, example.answers, template, cutoff_len)
+    rows, cut = encode_answers(example.prompt, example.answers, template, cutoff_len, side)
     distinct: Sequence[EncodedRow] = list({tuple(row.input_ids): row for row in reversed(rows)}.values())[::-1]
     if len(distinct) < 2:
         raise UnusableRowError("all ranked answers are the same after cutting to cutoff_len")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from posttrain.data.encode import encode_answers
+from posttrain.data.encode import Side, encode_answers
 from posttrain.data.formats import Layout, UnpairedExample, UnusableRowError, chat_example, pair_example
 from posttrain.data.template import EncodedRow, Template
 from posttrain.errors import UserError
@@ -62,7 +62,9 @@ def unpaired_examples(row: Mapping[str, Any], layout: Layout, where: str) -> tup
     return (UnpairedExample(prompt=chat.messages[:-1], answer=answer, desirable=text in GOOD, where=where),)
 
 
-def encode_unpaired(example: UnpairedExample, template: Template, cutoff_len: int) -> tuple[EncodedAnswer, bool]:
+def encode_unpaired(
+    example: UnpairedExample, template: Template, cutoff_len: int, side: Side = "middle"
+) -> tuple[EncodedAnswer, bool]:
     """One judged answer of at most ``cutoff_len`` tokens, its own twin until ``mismatched`` gives it one.
 
     Returns:
@@ -71,7 +73,7 @@ def encode_unpaired(example: UnpairedExample, template: Template, cutoff_len: in
     Raises:
         UnusableRowError: if the template alone does not fit.
     """
-    (row,), cut = encode_answers(example.prompt, [example.answer], template, cutoff_len)
+    (row,), cut = encode_answers(example.prompt, [example.answer], template, cutoff_len, side)
     return EncodedAnswer(row, example.desirable, row), cut
 
 
