@@ -297,3 +297,14 @@ class TestTokenizedPath:
             )
         for word in ("tokenized_path: ", *words):
             assert word in str(caught.value)
+
+
+def test_the_same_files_as_other_lists_are_other_rows(home, write_rows, tokenizer):
+    first, second = (str(write_rows(CHATS[start : start + 9], f"{start}.json")) for start in (0, 9))
+    template = Template(tokenizer)
+    one = DataConfig(dataset=(first, second, second), cutoff_len=64)
+    two = DataConfig(dataset=(first, second), eval_dataset=(second,), cutoff_len=64)
+    assert len(load_dataset(one, tokenizer, "sft", template=template).train) == 24
+    found = load_dataset(two, tokenizer, "sft", template=template)
+    assert (len(found.train), len(found.validation)) == (16, 8)
+    assert len(entries(home)) == 2

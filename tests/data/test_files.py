@@ -88,11 +88,18 @@ def test_a_folder_as_the_hub_lays_it_out(tmp_path):
     write_as(tmp_path, "data/test-00000-of-00001.parquet", ROWS[4:5])
     (tmp_path / "README.txt").write_text("About these files.")
     (tmp_path / "dataset_infos.json").write_text("{}")
+    (tmp_path / "requirements.txt").write_text("torch")
     write_as(tmp_path, ".cache/train.jsonl", ROWS[7:8])
     assert read_rows(tmp_path) == ROWS[:4]
     assert read_rows(tmp_path, split="test") == ROWS[4:5]
     places = [where for where, _ in iter_rows(tmp_path)]
     assert places[2] == f"{tmp_path / 'data' / 'train-00001-of-00002.jsonl.zst'}, row 1"
+
+
+def test_data_may_be_called_like_what_stands_beside_data_elsewhere(tmp_path):
+    write_as(tmp_path, "source-2024.jsonl", ROWS[:1])
+    write_as(tmp_path, "source/notice.jsonl", ROWS[1:2])
+    assert sorted(map(str, read_rows(tmp_path))) == sorted(map(str, ROWS[:2]))
 
 
 def test_folders_may_be_called_after_splits_and_a_split_is_a_whole_word(tmp_path):

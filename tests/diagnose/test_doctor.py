@@ -206,6 +206,9 @@ def test_courses_that_lead_nowhere(examined):
     assert late.fix == "save_steps: 8"
     sound = one(examined("sft", max_steps=40, warmup_steps=10, lr_scheduler_type="cosine"), "learning rate", "ok")
     assert sound.details["peak"] == 1e-3
+    kwargs = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 5e-4}}
+    least = one(examined("sft", max_steps=40, **kwargs), "learning rate", "ok")
+    assert least.message.endswith(("0.000501 at the end", "0.0005 at the end", "0.000502 at the end"))
     bars = sound.block[0]
     assert len(bars) == 40
     assert bars.index("█") == 10

@@ -81,6 +81,9 @@ def hub(monkeypatch):
 
 def test_a_finished_run_is_uploaded_with_a_card_and_without_its_checkpoints(hub, tiny_config, tmp_path):
     said = []
+    (tmp_path / "fruit-sft" / "inputs").mkdir(parents=True)
+    (tmp_path / "fruit-sft" / "inputs" / "train.jsonl").write_text('{"secret": 1}')
+    (tmp_path / "fruit-sft" / "reference_logps.safetensors").write_bytes(b"1")
     config = tiny_config(
         "sft", tmp_path / "fruit-sft", push_to_hub=True, hub_private_repo=True, val_size=2, report_to="tensorboard"
     )
@@ -95,7 +98,7 @@ def test_a_finished_run_is_uploaded_with_a_card_and_without_its_checkpoints(hub,
         assert hub.files[name] == (folder / name).read_bytes()
     assert (folder / "checkpoint-3").is_dir()
     assert (folder / "runs").is_dir()
-    assert not [name for name in hub.files if name.startswith(("checkpoint", "runs"))]
+    assert not [name for name in hub.files if name.startswith(("checkpoint", "runs", "inputs", "reference"))]
     card = hub.files["README.md"].decode()
     assert "library_name: peft" in card
     assert "| eval_loss |" in card

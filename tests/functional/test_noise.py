@@ -26,3 +26,11 @@ def test_it_is_drawn_anew_and_repeats_with_the_seed():
     torch.manual_seed(1)
     assert torch.equal(embedding_noise(embedded, lengths, alpha=1.0), first)
     assert not torch.equal(first, second)
+
+
+def test_long_rows_of_a_wide_model_have_noise_in_half_precision():
+    # 100 tokens x 1024 columns is beyond float16's 65504; 5 / sqrt(102400) = 0.0156
+    embedded = torch.zeros(1, 100, 1024, dtype=torch.float16)
+    noise = embedding_noise(embedded, torch.full((1, 100), 100), alpha=5.0)
+    assert noise.dtype == torch.float16
+    assert math.isclose(noise.abs().max(), 5 / math.sqrt(102400), rel_tol=0.01)

@@ -180,3 +180,11 @@ def test_pissa_is_the_same_again(make_model) -> None:
         torch.rand(number + 1)
         start_from_singular_vectors(model, "own", 4)
     assert all(torch.equal(p, adapter_state(second, "own")[key]) for key, p in adapter_state(first, "own").items())
+
+
+@pytest.mark.parametrize("iterations", [-1, 4])
+def test_pissa_with_more_ranks_than_a_layer_has_singular_vectors_is_refused(make_model, iterations) -> None:
+    model = make_model("llama")
+    add_adapter(model, "own", settings(model, rank=20, targets=("k_proj",)))
+    with pytest.raises(UserError, match=r"`lora_rank: 20` is more than the 16 singular vectors of a layer of 16 x 32"):
+        start_from_singular_vectors(model, "own", iterations)

@@ -80,3 +80,20 @@ def test_of_a_model_folder_only_the_model_counts(place):
     before = found(model_name_or_path="adapter")
     (place / "adapter" / "notes.txt").write_bytes(b"more")
     assert found(model_name_or_path="adapter") == before
+
+
+@pytest.mark.parametrize("change", [{"split": "test"}, {"hf_hub_url": "me/other"}, {"subset": "zh"}])
+def test_another_split_or_place_on_a_hub_is_noticed(place, change):
+    path = place / "data" / "dataset_info.json"
+    entry = {"hf_hub_url": "me/rows"} if "split" not in change else {"file_name": "rows.json"}
+    path.write_text(json.dumps({"named": entry}), encoding="utf-8")
+    before = found(dataset=["named"])
+    path.write_text(json.dumps({"named": {**entry, **change}}), encoding="utf-8")
+    assert found(dataset=["named"]) != before != {}
+
+
+def test_rows_that_the_stage_keeps_itself_are_no_input(place):
+    before = found(dataset=["named"], tokenized_path="kept")
+    (place / "kept").mkdir()
+    (place / "kept" / "encoded.safetensors").write_bytes(b"1")
+    assert found(dataset=["named"], tokenized_path="kept") == before

@@ -10,6 +10,9 @@ from posttrain.config.stages import is_online
 
 _TASKS = {"pt": "perplexity", "sft": "loss", "rm": "reward"}
 
+BETTER_WHEN_LOWER = ("loss", "perplexity", "nll")
+"""How names of metrics end that should fall."""
+
 _SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "metric_for_best_model": "eval_reward", "packing": False}
 
 _ONLINE: Mapping[str, Mapping[str, Any]] = {
@@ -55,6 +58,8 @@ def fill(values: Mapping[str, Any], command: Command) -> dict[str, Any]:
         default("packing", True)
     if is_online(value("stage")) and value("alarm_reward_funcs"):
         default("metric_for_best_model", "eval_judge_reward")
+    if value("stage") == "sft" and value("use_dft_loss"):
+        default("metric_for_best_model", "eval_nll")  # the weighed loss is small where the model is wrong
     for key, preset in stage_defaults(value("stage")).items():
         if key != "ppo_target" or key not in values:  # null is an answer there: no target
             default(key, preset)
@@ -70,7 +75,7 @@ def fill(values: Mapping[str, Any], command: Command) -> dict[str, Any]:
         default("eval_steps", value("logging_steps"))
     metric = value("metric_for_best_model")
     filled["metric_for_best_model"] = metric if metric.startswith("eval_") else f"eval_{metric}"
-    default("greater_is_better", not filled["metric_for_best_model"].endswith(("loss", "perplexity")))
+    default("greater_is_better", not filled["metric_for_best_model"].endswith(BETTER_WHEN_LOWER))
     if command == "eval":
         default("task", _TASKS.get(value("stage"), "reward" if is_online(value("stage")) else "loss"))
         default("do_sample", False)

@@ -30,7 +30,7 @@ def problems(config: RunConfig, command: Command) -> list[Finding]:
         rules += [_required, _stage, _data, data_problems, _adapters, _reward, _online, _ppo, _preference]
         rules += [_evaluation, _best_model, _precision, schedule_problems, reference_problems]
     if command == "loop":
-        rules += [_stage, _adapters, _online, _ppo, _precision]
+        rules += [_stage, _adapters, _online, _ppo, _precision, schedule_problems]
     if command == "data":
         rules += [_stage, _data, data_problems]
     if command == "export":

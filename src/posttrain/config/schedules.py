@@ -45,6 +45,10 @@ def options_problem(kind: str, options: Mapping[str, Any]) -> str | None:
         if name in ("warmup_type", "decay_type"):
             if value not in SHAPES:
                 return f"has `{name}: {value}`, which must be one of {', '.join(SHAPES)}"
+        elif value is None and known[name] is not None:
+            return f"has `{name}` without a value; leave it out to take {known[name]}"
+        elif name in ("min_lr_rate", "min_lr_ratio") and isinstance(value, int | float) and value > 1:
+            return f"has `{name}: {value}`, a share of learning_rate, which must be at most 1"
         elif value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
             return f"has `{name}: {value}`, which must be a number, at least 0"
     if kind == "cosine_with_min_lr" and (options.get("min_lr") is None) == (options.get("min_lr_rate") is None):

@@ -2,17 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from posttrain.config.run import RunConfig
+from posttrain.config.run import KEYS, RunConfig
 from posttrain.config.schedules import options_problem, schedule_options
 from posttrain.config.stages import is_online
 
 Finding = tuple[str, str]
 
-_IDLE = {
-    "dataloader_num_workers": "batches are made in the run itself, from rows that are encoded already",
-}
+_IDLE: tuple[tuple[str, Callable[[RunConfig], bool], str], ...] = (
+    (
+        "dataloader_num_workers",
+        lambda c: True,
+        "batches are made in the run itself, from rows that are encoded already",
+    ),
+    ("pissa_iter pissa_convert", lambda c: not c.method.pissa_init, "it belongs to `pissa_init: true`"),
+    ("loraplus_lr_embedding", lambda c: not c.method.loraplus_lr_ratio, "it belongs to `loraplus_lr_ratio`"),
+    (
+        "quantization_type double_quantization quantization_device_map",
+        lambda c: not c.model.quantization_bit,
+        "the base is quantised where `quantization_bit` is 4 or 8",
+    ),
+    (
+        "swanlab_project swanlab_workspace swanlab_run_name swanlab_mode swanlab_logdir",
+        lambda c: not {"swanlab", "all"} & set(c.trackers.trackers),
+        "SwanLab is used where `report_to` names it",
+    ),
+    (
+        "hub_model_id hub_private_repo hub_revision",
+        lambda c: not c.hub.push_to_hub,
+        "a run is uploaded where `push_to_hub: true` is set",
+    ),
+    ("export_hub_model_id", lambda c: True, "it is for `posttrain export`; a run is uploaded by `push_to_hub: true`"),
+    ("mix_strategy", lambda c: len(c.data.dataset) < 2, "there is one dataset"),
+    (
+        "warmup_steps warmup_ratio",
+        lambda c: c.train.lr_scheduler_type == "constant",
+        "`lr_scheduler_type: constant` has no warm-up; constant_with_warmup has",
+    ),
+    (
+        "overwrite_cache",
+        lambda c: bool(c.data.tokenized_path),
+        "rows are those in `tokenized_path`; remove that folder to encode them anew",
+    ),
+)
+"""Keys, when they change nothing, and why."""
 
 
 def schedule_problems(config: RunConfig) -> Iterator[Finding]:
@@ -22,6 +56,15 @@ def schedule_problems(config: RunConfig) -> Iterator[Finding]:
     if problem is not None:
         key = "lr_scheduler_kwargs" if train.lr_scheduler_kwargs else "lr_scheduler_type"
         yield key, f"`lr_scheduler_kwargs` {problem}"
+    options = schedule_options(train.lr_scheduler_kwargs)
+    for name in ("min_lr", "lr_end"):
+        least = options.get(name)
+        if problem is None and least is not None and least > train.learning_rate:
+            yield (
+                "lr_scheduler_kwargs",
+                f"`lr_scheduler_kwargs` has `{name}: {least}`, more than `learning_rate: {train.learning_rate}`: the "
+                "rate would rise",
+            )
     if train.eval_delay and train.eval_strategy == "no":
         yield "eval_delay", "`eval_delay` puts off evaluations; set `eval_strategy` to steps or epoch"
 
@@ -44,6 +87,7 @@ def reference_problems(config: RunConfig) -> Iterator[Finding]:
 
 def idle_keys(config: RunConfig) -> Iterator[str]:
     """Keys that are accepted and change nothing, where a file sets them to more than their default."""
-    for key, reason in _IDLE.items():
-        if config.value(key):
-            yield f"`{key}: {config.value(key)}` changes nothing: {reason}"
+    for keys, is_idle, reason in _IDLE:
+        for key in keys.split():
+            if key in config.sources and config.value(key) != KEYS[key].default and is_idle(config):
+                yield f"`{key}: {config.value(key)}` changes nothing: {reason}"

@@ -122,13 +122,16 @@ def _sources(data: DataConfig) -> list[Any] | None:
     """Every data file with its content and its layout; None where caching would not pay, or of a hub."""
     found: list[tuple[Any, ...]] = []
     size = 0
-    for name in (*data.dataset, *data.eval_dataset):
+    listed = [(key, name) for key in ("dataset", "eval_dataset") for name in getattr(data, key)]
+    for key, name in listed:
         spec = resolve_dataset(name, data.dataset_dir)
         if spec.path is None:
             return None
         files = data_files(spec.path, f"dataset {name!r}", spec.split or data.split)
+        if not all(os.access(file, os.R_OK) for file in files):
+            return None  # whoever reads it says so
         size += sum(file.stat().st_size for file in files)
-        found.append((name in data.dataset, repr(spec.layout), spec.num_samples, files))
+        found.append((key, repr(spec.layout), spec.num_samples, files))
     if size < SMALLEST:
         return None
     return [(*rest, [(str(file), _hash_of(file)) for file in files]) for *rest, files in found]

@@ -24,7 +24,8 @@ _PURPOSES = (
 )
 # What stands beside the data in a folder and is none.
 _NO_DATA = re.compile(
-    r"\.|(dataset_infos?|dataset_dict|state)\.json$|(readme|licen[cs]e|source|notice|requirements)\b", re.IGNORECASE
+    r"\.|(dataset_infos?|dataset_dict|state)\.json$|(readme|licen[cs]e)\b|(source|notice|requirements)\.(txt|md|rst)$",
+    re.IGNORECASE,
 )
 _SPLITS = re.compile(r"(train|training|test|testing|valid|validation|dev|eval)(?![A-Za-z])", re.IGNORECASE)
 

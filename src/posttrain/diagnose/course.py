@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from posttrain.config import RunConfig, is_online
+from posttrain.config.schedules import schedule_options
 from posttrain.diagnose.findings import Finding
 from posttrain.train.schedule import StepsPlan, learning_rate_factor
 
@@ -42,7 +43,14 @@ def _schedule(config: RunConfig, plan: StepsPlan) -> Finding:
     settings, online = config.train, is_online(config.method.stage)
 
     def rate(step: int) -> float:
-        factor = learning_rate_factor(step, total=plan.total, warmup=plan.warmup, kind=settings.lr_scheduler_type)
+        factor = learning_rate_factor(
+            step,
+            total=plan.total,
+            warmup=plan.warmup,
+            kind=settings.lr_scheduler_type,
+            learning_rate=settings.learning_rate,
+            options=schedule_options(settings.lr_scheduler_kwargs),
+        )
         return settings.learning_rate * factor
 
     rates = [rate(step) for step in range(plan.total)]

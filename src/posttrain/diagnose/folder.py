@@ -27,7 +27,7 @@ _OF_A_RUN = re.compile(
     r"checkpoint-\d+|\.(tmp|old)-.*|runs|training_.*\.png|.*\.safetensors|.*\.safetensors\.index\.json|"
     r"(adapter_|generation_)?config\.json|config\.yaml|lineage\.json|(all|train|eval)_results\.json|"
     r"(trainer_log|completions|predictions)\.jsonl|tokenizer.*|special_tokens_map\.json|added_tokens\.json|"
-    r"vocab\..*|merges\.txt|chat_template\.jinja|.*\.model|README\.md"
+    r"trackers\.json|wandb|swanlab|inputs|vocab\..*|merges\.txt|chat_template\.jinja|.*\.model|README\.md"
 )
 
 

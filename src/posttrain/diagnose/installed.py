@@ -6,12 +6,14 @@ import os
 import platform
 from collections.abc import Iterator
 from importlib import metadata
+from importlib.util import find_spec
 
 import torch
 from packaging.requirements import Requirement
 
 from posttrain.config import RunConfig
 from posttrain.diagnose.findings import Finding
+from posttrain.train.trackers import named
 
 _SHOWN = ("torch", "transformers", "peft")
 _OPTIONAL = {
@@ -23,6 +25,8 @@ _OPTIONAL = {
     "swanlab": "report_to: swanlab",
     "mlflow": "report_to: mlflow",
 }
+
+_DISTRIBUTIONS = {"mlflow": ("mlflow", "mlflow-skinny")}
 
 
 def installed(config: RunConfig) -> Iterator[Finding]:
@@ -38,11 +42,12 @@ def installed(config: RunConfig) -> Iterator[Finding]:
     have = ", ".join(f"{name} {found} ({_OPTIONAL[name]})" for name, found in there.items()) or "none"
     message = f"there: {have}; not installed: {', '.join(absent) or 'none'}"
     yield Finding(level="ok", check="optional libraries", message=message)
-    wanted = {name: "report_to" for name in config.value("report_to") if name in _OPTIONAL}
-    if config.model.quantization_bit is not None:
-        wanted["bitsandbytes"] = "quantization_bit"
+    wanted = {name: "use_swanlab" if name == "swanlab" else "report_to" for name in named(config.trackers)}
+    for key in ("quantization_bit", "ref_model_quantization_bit", "reward_model_quantization_bit"):
+        if config.value(key) is not None:
+            wanted["bitsandbytes"] = key
     for name, key in wanted.items():
-        if name not in there:
+        if find_spec(name) is None:
             message = f"`{key}` needs {name}, which is not installed"
             fix = f"pip install {name}, or leave `{key}` out"
             yield Finding(level="error", check="optional libraries", message=message, fix=fix)
@@ -65,10 +70,12 @@ def device() -> Finding:
 
 def version(library: str) -> str | None:
     """Of an installed library; None where there is none."""
-    try:
-        return metadata.version(library)
-    except metadata.PackageNotFoundError:
-        return None
+    for distribution in _DISTRIBUTIONS.get(library, (library,)):
+        try:
+            return metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
 
 
 def unmet() -> list[str]:

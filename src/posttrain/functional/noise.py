@@ -21,5 +21,5 @@ def embedding_noise(embedded: Tensor, lengths: Tensor, *, alpha: float) -> Tenso
     Returns:
         [B, T, d], drawn from torch's global generator.
     """
-    bound = alpha / (lengths * embedded.shape[-1]).to(embedded.dtype).sqrt()
-    return (torch.rand_like(embedded) * 2 - 1) * bound[..., None]
+    bound = alpha / (lengths * embedded.shape[-1]).float().sqrt()  # L d is beyond float16
+    return (torch.rand_like(embedded) * 2 - 1) * bound.to(embedded.dtype)[..., None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -105,6 +106,11 @@ def _place(config: RunConfig) -> torch.device:
     if kind != found.type or (number and (not number.isdecimal() or int(number) >= torch.cuda.device_count())):
         have = f"{torch.cuda.device_count()} GPU(s)" if found.type == "cuda" else "no GPU that torch can use"
         raise UserError(f"device_map: {wanted} is not there: this machine has {have}; write device_map: auto")
+    if number and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            f"device_map: {wanted} would put every process of this run onto one GPU; write device_map: auto, and "
+            "choose GPUs with CUDA_VISIBLE_DEVICES"
+        )
     if number:
         torch.cuda.set_device(int(number))
     return found

@@ -12,8 +12,13 @@ from posttrain.config import RunConfig
 from posttrain.errors import RunError, UserError
 
 CARD = "README.md"
-# What a folder holds for resuming and watching a run; the model is complete without.
-_LEFT_OUT = ("checkpoint-*", "runs/*", "wandb/*", "swanlab/*", "trackers.json", ".tmp-*", ".old-*", "completions.jsonl")
+# The model, what it is read with, and what was measured; never rows, samples or what resuming needs.
+_UPLOADED = (
+    *(CARD, "LICENSE*", "config.json", "generation_config.json", "adapter_config.json", "lineage.json", "config.yaml"),
+    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"),
+    *("value_head.safetensors", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
+    *("chat_template*", "spiece.model", "*_results.json", "trainer_log.jsonl", "training_*.png", "adapters/*"),
+)
 _MADE = "made with `posttrain`"
 _SHOWN = ("eval_loss", "eval_perplexity", "eval_accuracy", "eval_reward", "train_loss")
 
@@ -66,7 +71,7 @@ def planned_upload(config: RunConfig, folder: str | Path, *, export: bool = Fals
 
 
 def upload(folder: Path, planned: Upload) -> str:
-    """Upload a finished folder, without checkpoints and events.
+    """Upload a finished folder: the model and its figures, without checkpoints, events, rows and samples.
 
     Returns:
         The address it has there.
@@ -86,7 +91,7 @@ def upload(folder: Path, planned: Upload) -> str:
             folder_path=folder,
             revision=planned.revision,
             commit_message="Upload from posttrain",
-            ignore_patterns=list(_LEFT_OUT),
+            allow_patterns=list(_UPLOADED),
         )
     except Exception as error:  # HTTP, a network that is not there, files: each with classes of its own
         lines = str(error).strip().splitlines()

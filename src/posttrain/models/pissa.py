@@ -11,6 +11,7 @@ from peft import LoraConfig
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from posttrain.errors import UserError
 from posttrain.models.adapters import adapter_state, lora_layers
 
 
@@ -32,6 +33,9 @@ def start_from_singular_vectors(model: PreTrainedModel, name: str, iterations: i
 
     Returns:
         The adapter's weights under peft's keys, which ``on_the_original`` needs.
+
+    Raises:
+        UserError: a layer has fewer singular vectors than the rank.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -43,6 +47,12 @@ def start_from_singular_vectors(model: PreTrainedModel, name: str, iterations: i
             weight = parameter.detach().float().cpu()
             weight = weight.T if layer.fan_in_fan_out else weight  # [out, in]
             rank, scale = layer.r[name], layer.scaling[name]
+            if rank > min(weight.shape):
+                raise UserError(
+                    f"pissa_init: `lora_rank: {rank}` is more than the {min(weight.shape)} singular vectors of a layer "
+                    f"of {weight.shape[0]} x {weight.shape[1]} (such as k_proj with few key heads); give at most "
+                    f"{min(weight.shape)}, or name larger layers in lora_target"
+                )
             left, values, right = _decomposed(weight, rank, iterations)
             root = (values / scale).sqrt()
             layer.lora_B[name].weight.copy_(left * root)

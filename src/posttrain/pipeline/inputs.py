@@ -14,7 +14,15 @@ from posttrain.pipeline.state import texts
 
 _DATASETS = ("dataset", "eval_dataset")
 # Paths that are written, or that hold more than the stage reads.
-_NOT_READ = ("output_dir", "export_dir", "output_file", "cache_dir", "dataset_dir", "resume_from_checkpoint")
+_NOT_READ = (
+    "output_dir",
+    "export_dir",
+    "output_file",
+    "cache_dir",
+    "dataset_dir",
+    "resume_from_checkpoint",
+    "tokenized_path",
+)
 _MODEL_FILES = (
     *("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json"),
     *("pytorch_model.bin", "pytorch_model.bin.index.json"),
@@ -41,8 +49,10 @@ def outside_inputs(stage: PipelineStage, inside: Iterable[str]) -> dict[str, Any
             spec = resolve_dataset(name, str(stage.values.get("dataset_dir") or KEYS["dataset_dir"].default))
         except (UserError, OSError):
             continue
-        if spec.path is not None and not _is_in(spec.path, folders):
-            found[f"dataset {name}"] = [repr(spec.layout), spec.num_samples, _seen(spec.path)]
+        if spec.path is None:
+            found[f"dataset {name}"] = [repr(spec.layout), spec.num_samples, spec.split, repr(spec.hub)]
+        elif not _is_in(spec.path, folders):
+            found[f"dataset {name}"] = [repr(spec.layout), spec.num_samples, spec.split, _seen(spec.path)]
     for text in _named_paths(stage):
         path = Path(text).expanduser()
         if not _is_in(path, folders) and path.exists():

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from posttrain.config import TrainConfig
+from posttrain.config.defaults import BETTER_WHEN_LOWER
 from posttrain.engine import DamagedError, Processes
 from posttrain.errors import RunError
 from posttrain.train.alarms import Alarm, Alarms
@@ -97,7 +98,7 @@ class Monitor:
         self._evaluate = evaluate
         self._metric = metric_name(config.metric_for_best_model) if config.metric_for_best_model else default_metric
         rises = config.greater_is_better
-        self._rises = not self._metric.endswith(("loss", "perplexity")) if rises is None else rises
+        self._rises = not self._metric.endswith(BETTER_WHEN_LOWER) if rises is None else rises
         self._alarms, self._policy = alarms, alarms.config.on_alarm if alarms else "log"
         self._keeps_best = config.load_best_model_at_end or self._policy == "rollback"
         self._meter = Meter()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from posttrain.config import RunConfig, is_online
+from posttrain.data.cache import FILE
 from posttrain.data.datasets import load_dataset
 from posttrain.data.encode import EncodedPair
 from posttrain.errors import UserError
@@ -86,8 +87,11 @@ def _counted(config: RunConfig, num_processes: int) -> dict[str, Any]:
     model, sampled = config.model, is_online(config.method.stage)
     folder = resolve_model(model.model_name_or_path, revision=model.model_revision, cache_dir=model.cache_dir)
     tokenizer = load_tokenizer(folder, use_fast=model.use_fast_tokenizer, trust_remote_code=model.trust_remote_code)
+    data = config.data
+    if data.tokenized_path and not (Path(data.tokenized_path).expanduser() / FILE).exists():
+        data = replace(data, tokenized_path=None)  # the run itself makes it
     splits = load_dataset(
-        config.data,
+        data,
         tokenizer,
         config.method.stage,
         seed=config.train.seed,
@@ -131,10 +135,10 @@ def unit(row: Any) -> int:
 
 
 def checkpoints_written(config: RunConfig, steps: StepsPlan) -> int:
-    """How many checkpoints a run writes from its first step to its last."""
+    """How many checkpoints a run writes from its first step to its last, which always gets one."""
     train = config.train
     if train.save_strategy == "no":
         return 0
     if train.save_strategy == "epoch":
         return -(-steps.total // steps.per_epoch)
-    return steps.total // train.save_steps
+    return -(-steps.total // train.save_steps)
