@@ -37,6 +37,7 @@ _ELSEWHERE = {
 _DECIDED = ("do_train", "do_eval", "do_predict")
 # a default of transformers that asks for nothing: the fused form of the same update
 _ASKED_ONLY = ("optim",)
+_LENGTHS = ("max_length", "max_seq_length")
 
 
 def keys_of(args: object) -> dict[str, Any]:
@@ -65,10 +66,12 @@ def keys_of(args: object) -> dict[str, Any]:
     values: dict[str, Any] = flat()
     kind: Any = type(args)
     defaults: dict[str, Any] = kind(output_dir=values.get("output_dir") or "runs").to_dict()
+    always = {*KEYS, *_LENGTHS} - {*_ASKED_ONLY}
     return {
         key: value
         for key, value in values.items()
-        if key not in _DECIDED and ((key in KEYS and key not in _ASKED_ONLY) or value != defaults.get(key))
+        if key not in _DECIDED and (key in always or value != defaults.get(key))
+        if not (key in _LENGTHS and value is None)
     }
 
 
