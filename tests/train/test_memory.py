@@ -222,3 +222,17 @@ def test_a_folder_without_a_model(tiny_config, tmp_path):
 def test_the_total_of_a_model(tiny_config, tmp_path):
     (model,) = memory_plan(tiny_config("sft", tmp_path / "out", finetuning_type="full")).models
     assert model.total == 16 * model.num_parameters  # weights, gradients and two moments in float32
+
+
+def test_a_reference_of_its_own_is_beside_the_policy(tiny_config, tiny_llama, tmp_path):
+    (alone,) = memory_plan(tiny_config("dpo", tmp_path)).models
+    policy, reference = memory_plan(tiny_config("dpo", tmp_path, ref_model=str(tiny_llama))).models
+    assert alone.roles == ("actor", "reference before training")
+    assert (policy.roles, reference.roles) == (("actor",), ("reference before training",))
+    assert (reference.weights, reference.gradients, reference.optimizer) == (policy.weights, 0, 0)
+    smaller = memory_plan(tiny_config("dpo", tmp_path, ref_model=str(tiny_llama), ref_model_quantization_bit=4))
+    assert smaller.models[0].weights == policy.weights
+    assert smaller.models[1].weights < reference.weights
+    quantised = memory_plan(tiny_config("dpo", tmp_path, ref_model=str(tiny_llama), quantization_bit=4))
+    assert quantised.models[0].weights < policy.weights
+    assert quantised.models[1].weights == reference.weights

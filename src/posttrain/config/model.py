@@ -40,7 +40,9 @@ class ModelConfig:
         None, help="Where the model is put: null or `auto` is the GPU if there is one; `cpu`, `cuda` or `cuda:0`."
     )
     ref_model_quantization_bit: int | None = option(
-        None, help="Must be what `quantization_bit` is: the reference stands on the base of the model that trains."
+        None,
+        help="Bits of `ref_model`; null loads it as it is. Without one the reference stands on the base of the model "
+        "that trains, and has its bits.",
     )
     reward_model_quantization_bit: int | None = option(
         None, help="Bits of a reward model that is a whole model; null loads it as it is. An adapter has its base's."

@@ -36,12 +36,13 @@ def quantization_problems(config: RunConfig) -> Iterator[tuple[str, str]]:
             f"`quantization_bit` does not go with finetuning_type: {method.finetuning_type}: quantised weights cannot "
             "train; use finetuning_type: lora, or remove quantization_bit",
         )
-    if model.ref_model_quantization_bit and model.ref_model_quantization_bit != model.quantization_bit:
+    own_reference = bool(config.preference.ref_model)
+    if not own_reference and model.ref_model_quantization_bit not in (None, model.quantization_bit):
         yield (
             "ref_model_quantization_bit",
             "`ref_model_quantization_bit` must be what quantization_bit is: the reference is the model that trains as "
-            "it started, on the same base in memory; remove it, or set quantization_bit: "
-            f"{model.ref_model_quantization_bit}",
+            "it started, on the same base in memory; remove it, set quantization_bit: "
+            f"{model.ref_model_quantization_bit}, or name another model in ref_model",
         )
 
 

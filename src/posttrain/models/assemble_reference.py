@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 from posttrain.config import RunConfig
 from posttrain.errors import UserError
@@ -12,6 +13,7 @@ from posttrain.models.chains import chain, check_links
 from posttrain.models.fetch import resolve_model
 from posttrain.models.lineage import fingerprint
 from posttrain.models.load import disable_dropout, load_tokenizer
+from posttrain.models.quantize import quantization
 from posttrain.models.roles import Costume, SharedRoles
 from posttrain.types import Role
 
@@ -32,6 +34,9 @@ def reference_roles(config: RunConfig) -> tuple[SharedRoles, str]:
     folder = model_folder(config) if named is None else resolve_model(named, cache_dir=config.model.cache_dir)
     if named is not None:
         _require_vocabulary(config, str(folder))
+    if named is not None:  # the base of the policy has the policy's bits, another model its own
+        bits = config.model.ref_model_quantization_bit
+        config = replace(config, model=replace(config.model, quantization_bit=bits))
     backbone = load_backbone(config, named)
     mark = fingerprint(backbone)
     check_links(
@@ -45,7 +50,8 @@ def reference_roles(config: RunConfig) -> tuple[SharedRoles, str]:
     roles = SharedRoles(backbone, {Role.REFERENCE: Costume(wears=put_on(backbone, links, "ref"), head="lm_head")}, {})
     disable_dropout(backbone)
     finish(config, backbone)
-    digest = hashlib.sha256("/".join([mark, *(link.fingerprint for link in links)]).encode())
+    parts = [mark, repr(quantization(backbone)), *(link.fingerprint for link in links)]
+    digest = hashlib.sha256("/".join(parts).encode())
     return roles.eval(), digest.hexdigest()
 
 

@@ -27,6 +27,7 @@ from posttrain.models.heads import ScalarHead, trunk_width
 from posttrain.models.lineage import check_template, fingerprint
 from posttrain.models.load import load_tokenizer
 from posttrain.models.merging import dress
+from posttrain.models.quantize import Quantization
 from posttrain.models.reward_folder import RewardFolder, load_reward_trunk, read_reward_folder
 from posttrain.types import Batch
 
@@ -148,7 +149,8 @@ def _trunk(config: RunConfig, reward: RewardFolder, notify: Notify) -> tuple[Pre
         dtype, _ = precision(config, device())
         remote = config.model.trust_remote_code
         named = config.model.model_name_or_path
-        trunk = load_reward_trunk(reward, dtype=dtype, device=device(), trust_remote_code=remote)
+        how = Quantization.of_bits(config.model, config.model.reward_model_quantization_bit)
+        trunk = load_reward_trunk(reward, dtype=dtype, device=device(), trust_remote_code=remote, how=how)
         return trunk, _folder(config, named) if named else None
     model, base = _base(config, reward, notify)
     dress(model, reward.links)

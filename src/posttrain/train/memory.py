@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -23,6 +23,7 @@ from posttrain.engine import DEFAULT_MAX_TOKENS
 from posttrain.engine.optimizers import state_bytes
 from posttrain.models.adapters import add_adapter, base_weight, lora_layers
 from posttrain.models.assemble_online import has_critic, head_of_its_own
+from posttrain.models.assemble_reference import has_reference_model
 from posttrain.models.assembly import WITH_DROPOUT, base_parameters, new_adapter
 from posttrain.models.backbone import device, model_folder, precision
 from posttrain.models.chains import Link, base_of, chain, names_model
@@ -179,10 +180,23 @@ class _Planned:
         size = num_linear(model)
         score = int(model.config.get_text_config().hidden_size) if config.method.stage == "rm" else 0
         role = "reward" if config.method.stage == "rm" else "actor"
-        roles = (role, "reference before training") if config.method.stage in ("dpo", "kto") else (role,)
+        asked = config.method.stage in ("dpo", "kto")
+        apart = asked and has_reference_model(config)
+        roles = (role, "reference before training") if asked and not apart else (role,)
         continued = bool(links) and self.adapts and not config.method.create_new_adapter
         trained = score + self._dress(links[-1] if continued else None)
         yield self._memory(config.model.model_name_or_path, roles, size, trained=trained)
+        if apart:
+            yield self._reference_model()
+
+    def _reference_model(self) -> ModelMemory:
+        """A reference of its own, which is there beside the policy until it has spoken."""
+        config = self.config
+        named, worn = config.preference.ref_model, _elements(chain(config.preference.ref_model_adapters))
+        folder = self.folder if named is None else Path(resolve_model(named, cache_dir=config.model.cache_dir))
+        bits = self.bits if named is None else config.model.ref_model_quantization_bit
+        name, roles = named or config.model.model_name_or_path, ("reference before training",)
+        return self._memory(name, roles, num_linear(self._skeleton(folder)), worn=worn, bits=bits)
 
     def online(self) -> Iterator[ModelMemory]:
         """Actor, reference, reward and critic, on one model where that is exact."""
@@ -219,7 +233,10 @@ class _Planned:
             links = () if reward is None else reward.links
             roles = ("reward", "critic") if lives else ("reward",)
             moves = self._adapter(host, new_adapter(config, host)) + _head_size(host) if lives else 0
-            yield self._memory(str(beside), roles, other, trained=moves, worn=_elements(links))
+            bits: int | None = self.bits
+            if reward is not None and reward.kind == "model":
+                bits = config.model.reward_model_quantization_bit if self.adapts else None
+            yield self._memory(str(beside), roles, other, trained=moves, worn=_elements(links), bits=bits)
         if config.reward.reward_classifier:
             yield self._classifier(config.reward.reward_classifier)
 
@@ -254,7 +271,14 @@ class _Planned:
         return num_elements(model, lambda _, parameter: parameter.requires_grad)
 
     def _memory(
-        self, name: str, roles: tuple[str, ...], sizes: tuple[int, int], *, trained: int = 0, worn: int = 0
+        self,
+        name: str,
+        roles: tuple[str, ...],
+        sizes: tuple[int, int],
+        *,
+        trained: int = 0,
+        worn: int = 0,
+        bits: int | Literal["own"] | None = "own",
     ) -> ModelMemory:
         size, linear = sizes
         return ModelMemory(
@@ -262,7 +286,7 @@ class _Planned:
             roles=roles,
             num_parameters=size,
             num_trained=trained,
-            weights=self._weights(size, linear),
+            weights=self._weights(size, linear, self.bits if bits == "own" else bits),
             adapters=(worn + (trained if self.adapts else 0)) * _TRAINED,
             gradients=trained * _TRAINED,
             optimizer=int(trained * state_bytes(self.config.train.optim)),
@@ -284,10 +308,10 @@ class _Planned:
             return None
         return Path(resolve_model(name, cache_dir=self.config.model.cache_dir))
 
-    def _weights(self, size: int, linear: int) -> int:
+    def _weights(self, size: int, linear: int, bits: int | None) -> int:
         """Bytes of a model's weights; under quantisation its linear layers are the smaller ones."""
         width = torch.finfo(self.dtype).bits // 8
-        return int((size - linear) * width + linear * (width if self.bits is None else _QUANTISED[self.bits]))
+        return int((size - linear) * width + linear * (width if bits is None else _QUANTISED[bits]))
 
     def _merged_in(self, reward: RewardFolder) -> tuple[Link, ...]:
         """Adapters that actor and reference wear on a base that a merged model is taken back to, for the reward."""
