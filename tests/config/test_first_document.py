@@ -181,6 +181,25 @@ def test_ppo(load):
     assert "top_p 0.9" in config.warnings[0]
 
 
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("infer_backend: huggingface", "`infer_backend` is ignored: completions are decoded by posttrain's own"),
+        ("evaluation_strategy: steps", "`evaluation_strategy` is called `eval_strategy` here and read as such."),
+        ("warmup_steps: 0.1", "taken as a share of the run (warmup_ratio: 0.1)"),
+        ("flash_attn: fa2", "`flash_attn` is ignored: attention is computed by"),
+    ],
+)
+def test_what_is_read_differently_is_said(load, line, part):
+    given = SFT.replace("evaluation_strategy: steps\n", "").replace("warmup_steps: 0.1\n", "")
+    config = load(given + line + "\n")
+    assert any(part in sentence for sentence in config.warnings), config.warnings
+
+
+def test_quantised_training_is_taken(load):
+    assert load(SFT + "quantization_bit: 4\n").model.quantization_bit == 4
+
+
 @pytest.mark.parametrize("command", ["chat", "generate"])
 def test_predict(load, command):
     config = load(PREDICT, command=command)

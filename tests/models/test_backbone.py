@@ -23,7 +23,10 @@ CUDA = torch.device("cuda")
 def test_auto_follows_bf16_and_fp16_on_a_gpu(tiny_config, tmp_path, keys, expected) -> None:
     config = tiny_config("sft", tmp_path, **keys)
     assert precision(config, CUDA) == (expected, ())
-    assert precision(config, torch.device("cpu")) == ("float32", ())
+    dtype, notes = precision(config, torch.device("cpu"))
+    assert dtype == "float32"
+    flags = [flag for flag in ("bf16", "fp16") if keys.get(flag)]
+    assert notes == tuple(f"{flag}: true is for a GPU, and there is none; float32 is computed." for flag in flags)
 
 
 def test_an_explicit_dtype_decides_and_says_so(tiny_config, tmp_path) -> None:

@@ -43,9 +43,11 @@ def precision(
     how = None if trains_base else Quantization.configured(config.model)
     if how is not None:
         notes += (f"quantization_bit: the linear layers of the base are kept in {how}; adapters train in float32.",)
-    if where.type != "cuda":
-        return "float32", notes
     flag = "bf16" if config.train.bf16 else "fp16" if config.train.fp16 else None
+    if where.type != "cuda":
+        if flag:
+            notes += (f"{flag}: true is for a GPU, and there is none; float32 is computed.",)
+        return "float32", notes
     halves: dict[str | None, DtypeName] = {"bf16": "bfloat16", "fp16": "float16"}
     asked: DtypeName = halves.get(flag, "float32")
     chosen = config.model.dtype
