@@ -79,6 +79,9 @@ def test_a_reference_of_its_own(tiny_config, tiny_llama, trained, tmp_path, stag
     )
     torch.testing.assert_close(same, own, rtol=1e-4, atol=1e-4)
     assert (other - own).abs().min() > 0.01
+    train(tiny_config(stage, tmp_path / "fewer", ref_model=str(tiny_llama), ref_model_quantization_bit=8, **keys))
+    rounded = load_file(tmp_path / "fewer" / "reference_logps.safetensors")["logps"]
+    assert 0 < (rounded - other).abs().max() < 1
     plain, apart = (next(line for line in lines(tmp_path / name) if "loss" in line) for name in ("own", "other"))
     assert plain["rewards/chosen"] == pytest.approx(0, abs=1e-5)
     assert abs(apart["rewards/chosen"]) > 0.1
