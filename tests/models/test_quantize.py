@@ -77,6 +77,17 @@ def test_a_quantised_model_is_the_model_with_rounded_weights(make_model, family,
 
 
 @needs_bitsandbytes
+def test_eight_bits_are_within_half_a_step_of_each_weight(make_model) -> None:
+    """A step is the largest of the row over 127; the weight is rounded to float16 before."""
+    exact, model = make_model(), quantized(make_model(), WAYS[-1])
+    for name, layer in model.named_modules():
+        if isinstance(layer, Int8Linear):
+            weight = exact.get_submodule(name).weight
+            step = weight.abs().amax(dim=1, keepdim=True) / 127
+            assert ((layer.dequantized() - weight).abs() <= 0.51 * step + 1e-3 * weight.abs()).all()
+
+
+@needs_bitsandbytes
 @pytest.mark.parametrize("how", WAYS, ids=str)
 def test_head_embedding_and_norms_keep_their_bits(make_model, how) -> None:
     before, model = make_model(), quantized(make_model(), how)
