@@ -41,3 +41,34 @@ def test_encoded_rows_of_ones_own_need_no_dataset():
     assert (config.data.tokenized_path, config.data.preprocessing_batch_size) == ("kept", 500)
     with pytest.raises(UserError, match="`dataset` is missing"):
         load_config(keys)
+
+
+STREAMED = {**PLAIN, "streaming": True, "max_steps": 100}
+
+
+def test_streaming_is_read_as_llamafactory_writes_it():
+    config = load_config({**STREAMED, "buffer_size": 500, "val_size": 50})
+    assert (config.data.streaming, config.data.buffer_size) == (True, 500)
+    assert not config.warnings
+    (warning,) = load_config({**STREAMED, "preprocessing_num_workers": 8}).warnings
+    assert "preprocessing_num_workers" in warning
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"max_steps": -1}, ["streaming", "needs `max_steps`"]),
+        ({"val_size": 0.1}, ["val_size: 0.1", "whole number"]),
+        ({"val_size": 50, "buffer_size": 50}, ["buffer_size: 50", "more than `val_size: 50`"]),
+        ({"buffer_size": 0}, ["buffer_size", "at least 1"]),
+        ({"group_by_length": True}, ["group_by_length", "all rows at once"]),
+        ({"tokenized_path": "kept"}, ["tokenized_path", "all rows at once"]),
+        ({"save_strategy": "epoch"}, ["save_strategy: epoch", "steps"]),
+        ({"eval_strategy": "epoch", "val_size": 5}, ["eval_strategy: epoch", "steps"]),
+    ],
+)
+def test_what_streaming_cannot_do_is_refused(keys, words):
+    with pytest.raises(UserError) as caught:
+        load_config({**STREAMED, **keys})
+    for word in words:
+        assert word in str(caught.value)

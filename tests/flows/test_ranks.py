@@ -49,6 +49,8 @@ CASES = {
     "grpo": (2, "grpo", 2, {**UNEVEN, "num_return_sequences": 2, "dynamic_sampling": True, "ptx_batch_size": 3}),
     "remax": (2, "remax", 2, {**UNEVEN, "num_return_sequences": 2, "max_steps": 3}),
     "online_dpo": (2, "online_dpo", 2, {**UNEVEN, "num_return_sequences": 4, "ppo_buffer_size": 2, "max_steps": 3}),
+    "sft, streamed": (2, "sft", 2, {**UNEVEN, "streaming": True, "buffer_size": 5, "max_steps": 4, "val_size": 2}),
+    "kto, streamed": (2, "kto", 2, {**UNEVEN, "streaming": True, "buffer_size": 5, "max_steps": 4}),
     "sft, a last step of one row": (3, "sft", 1, {"val_size": 2}),
     "ppo, two prompts for three": (3, "ppo", 2, {"num_return_sequences": 3, "entropy_coef": 0.01, "max_steps": 3}),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,15 @@ CASES = {
     "grpo": ("grpo", {"num_return_sequences": 2, "dynamic_sampling": True, "ptx_coef": 0.5, "ptx_batch_size": 3}),
     "remax": ("remax", {"kl_in": "loss", "kl_estimator": "k2", "ppo_score_norm": True}),
     "ppo warm-up": ("ppo", {"critic_warmup_steps": 2, "ptx_coef": 1.0, "ptx_batch_size": 2, "weight_decay": 0.1}),
+}
+STREAMED = {"streaming": True, "buffer_size": 5, "max_steps": 5, "val_size": 2}
+CASES |= {
+    "pt streamed": ("pt", STREAMED),
+    "sft streamed": ("sft", {**STREAMED, "gradient_accumulation_steps": 2, "lora_dropout": 0.1}),
+    "rm streamed": ("rm", STREAMED),
+    "dpo streamed": ("dpo", STREAMED),
+    "kto streamed": ("kto", STREAMED),
+    "grpo streamed": ("grpo", {**STREAMED, "num_return_sequences": 2, "dynamic_sampling": True}),
 }
 
 
@@ -139,6 +149,23 @@ def test_the_same_seed_gives_the_same_bits(start, tmp_path, case) -> None:
         start(case, tmp_path / name, save_strategy="no")
         torch.rand(5)  # the run does not lean on torch's own state
     assert_same_bits(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize("stage", ["pt", "sft", "rm", "dpo", "kto", "grpo"])
+def test_streamed_in_their_order_rows_train_as_when_all_are_read(tiny_config, trained, tmp_path, stage) -> None:
+    keys = {"disable_shuffling": True, "max_steps": 2, "save_strategy": "no"}  # within one epoch
+    if is_online(stage):
+        keys |= {"reward_model": str(trained / "rm"), "num_return_sequences": 2}
+    for name in ("whole", "streamed"):
+        train_run.train(tiny_config(stage, tmp_path / name, streaming=name == "streamed", **keys))
+    assert_same_bits(tmp_path / "whole", tmp_path / "streamed")
+
+
+def test_a_streamed_run_says_what_became_of_its_rows(tiny_config, tmp_path) -> None:
+    said = []
+    train_run.train(tiny_config("sft", tmp_path / "run", **STREAMED, save_strategy="no"), notify=said.append)
+    assert any("read as they are needed, each drawn from 5" in sentence for sentence in said)
+    assert any(re.match(r"read \d+ rows, kept \d+", sentence) for sentence in said)
 
 
 def close(one, two, tolerance):

@@ -68,7 +68,7 @@ _IGNORED: tuple[tuple[str, str], ...] = (
     ),
     (
         "batches are made in the run, of whole rows, padded at the right, the last one of an epoch included",
-        "buffer_size reserved_label_len "
+        "reserved_label_len "
         "ignore_pad_token_for_loss remove_unused_columns label_names length_column_name dataloader_drop_last "
         "dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor dataloader_in_order "
         "dataloader_multiprocessing_context batching_strategy batching_workers",
@@ -271,11 +271,6 @@ _REFUSED: tuple[tuple[str, tuple[object, ...], str], ...] = (
         "computation is in float32, bfloat16 or float16; set bf16: true on a GPU",
         (),
         "fp8",
-    ),
-    (
-        "rows are read into memory; take a part of them with max_samples",
-        (),
-        "streaming",
     ),
     (
         "posttrain works on text",

@@ -124,6 +124,12 @@ class DataConfig:
     )
     group_by_length: bool = option(False, help="Put rows of similar length into the same batch, except in stage ppo.")
     overwrite_cache: bool = option(False, help="Encode the rows anew, whatever an earlier run kept of them.")
+    streaming: bool = option(
+        False, help="Training: read rows as they are needed instead of all at once; needs `max_steps`."
+    )
+    buffer_size: int = option(
+        16384, help="Streaming: rows that are read ahead and drawn from, which is how they are shuffled.", minimum=1
+    )
     tokenized_path: str | None = option(
         None,
         help="Folder of encoded rows: they are taken from there where it holds some, whatever `dataset` says, else "

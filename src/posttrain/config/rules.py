@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from posttrain.config.alarm_rules import alarm_cautions, alarm_problems
-from posttrain.config.data_rules import data_problems
+from posttrain.config.data_rules import data_cautions, data_problems
 from posttrain.config.defaults import stage_defaults
 from posttrain.config.judge_rules import judged_reward_problems, label_problems
 from posttrain.config.model_rules import model_rules, quantization_cautions
@@ -47,7 +47,7 @@ def cautions(config: RunConfig, command: Command) -> list[str]:
     rules: list[Callable[[RunConfig], Iterator[str]]] = [_legacy_export]
     if command == "train":
         rules += [_foreign_stage, _batching, _sampling, _small_beta, _double_warmup, _predict, _save_only]
-        rules += [alarm_cautions, idle_keys]
+        rules += [data_cautions, alarm_cautions, idle_keys]
     if command == "loop":
         rules += [_sampling, _double_warmup]
     if command == "export":

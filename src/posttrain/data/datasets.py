@@ -241,14 +241,17 @@ def encode_examples(
             report.truncated += cut
             report.end_of_turn_kept += closed
     if not rows:
-        if not report.dropped:
-            raise UserError("no row is left to use: the dataset is empty")
-        reason, count = report.dropped.most_common(1)[0]
-        fix = f" Raise cutoff_len (now {data.cutoff_len})." if encode.TOO_LONG in reason else ""
-        raise UserError(
-            f"no row is left to use: {count} dropped: {reason} (first: {report.first_dropped[reason]}).{fix}"
-        )
+        raise no_row_left(report, data)
     return with_mismatched(rows, data.cutoff_len) if stage == "kto" else rows
+
+
+def no_row_left(report: Report, data: DataConfig) -> UserError:
+    """The error that says what became of all rows."""
+    if not report.dropped:
+        return UserError("no row is left to use: the dataset is empty")
+    reason, count = report.dropped.most_common(1)[0]
+    fix = f" Raise cutoff_len (now {data.cutoff_len})." if encode.TOO_LONG in reason else ""
+    return UserError(f"no row is left to use: {count} dropped: {reason} (first: {report.first_dropped[reason]}).{fix}")
 
 
 def encode_example(

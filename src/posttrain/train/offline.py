@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from posttrain.algorithms import KTO, Algorithm
 from posttrain.config import RunConfig
 from posttrain.data.batches import epoch_order
+from posttrain.data.stream import RowStream
 from posttrain.engine import Engine
 from posttrain.train.monitor import Monitor
 from posttrain.train.parts import optimizer_rows
@@ -23,12 +24,13 @@ class Rows:
     """Encoded rows and how to make a batch of them.
 
     Attributes:
-        train, validation: encoded rows. lengths: tokens of each training row, for grouping by length.
+        train, validation: encoded rows; to train on also a stream of them.
+        lengths: tokens of each training row, for grouping by length.
         collate: rows -> batch.
         num_processes: that share each batch.
     """
 
-    train: Sequence[Any]
+    train: Sequence[Any] | RowStream
     validation: Sequence[Any]
     lengths: Sequence[int]
     collate: Callable[[Sequence[Any]], Batch]
@@ -37,14 +39,10 @@ class Rows:
 
 def fit(config: RunConfig, engine: Engine, algorithm: Algorithm, rows: Rows, plan: StepsPlan, monitor: Monitor) -> None:
     """Train from the engine's step to the end of the plan, or until the monitor stops it."""
-    order: tuple[int, list[int]] = (-1, [])
-    size = optimizer_rows(config, rows.num_processes)
-    for step in range(engine.step, plan.total):
-        epoch, place = divmod(step, plan.per_epoch)
-        if order[0] != epoch:
-            order = (epoch, _order(config, rows, epoch, size))
+    steps = range(engine.step, plan.total)
+    for step, chosen in zip(steps, _drawn(config, rows, plan, steps), strict=True):
         began = time.perf_counter()
-        batch = rows.collate([rows.train[i] for i in order[1][place * size : (place + 1) * size]])
+        batch = rows.collate(chosen)
         engine.accumulate(algorithm, prepared(engine, algorithm, batch))
         stats = engine.optimizer_step()
         stats["tokens_per_second"] = float(batch.attention_mask.sum()) / (time.perf_counter() - began)
@@ -85,7 +83,22 @@ def runtime(seconds: float, num_rows: int, num_steps: int) -> dict[str, float]:
     }
 
 
+def _drawn(config: RunConfig, rows: Rows, plan: StepsPlan, steps: range) -> Iterator[list[Any]]:
+    """The rows of each step, a function of the step and the seed."""
+    size = optimizer_rows(config, rows.num_processes)
+    if isinstance(rows.train, RowStream):
+        yield from (rows.train.take(step * size, size) for step in steps)
+        return
+    order: tuple[int, list[int]] = (-1, [])
+    for step in steps:
+        epoch, place = divmod(step, plan.per_epoch)
+        if order[0] != epoch:
+            order = (epoch, _order(config, rows, epoch, size))
+        yield [rows.train[i] for i in order[1][place * size : (place + 1) * size]]
+
+
 def _order(config: RunConfig, rows: Rows, epoch: int, size: int) -> list[int]:
+    assert not isinstance(rows.train, RowStream)
     seed = config.train.seed if config.train.data_seed is None else config.train.data_seed
     return epoch_order(
         len(rows.train),

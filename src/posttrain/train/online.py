@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from posttrain.algorithms import OnlineAlgorithm
 from posttrain.data.batches import epoch_order
 from posttrain.data.encode import EncodedPrompt
+from posttrain.data.stream import RowStream
 from posttrain.engine import Engine
 from posttrain.rewards import EnsembleReward, Reward, WeightedReward, measured
 from posttrain.rollout import Sampler, SamplingParams
@@ -69,7 +70,7 @@ class OnlineRun:
     sampler: Sampler
     reward: Reward
     tokenizer: PreTrainedTokenizerBase
-    prompts: Sequence[EncodedPrompt]
+    prompts: Sequence[EncodedPrompt] | RowStream
     num_prompts: int
     sampling: SamplingParams
     epochs: int
@@ -148,6 +149,9 @@ def take(run: OnlineRun, iteration: int, again: int = 0) -> list[EncodedPrompt]:
         run: names the prompts. iteration: from 0.
         again: 0, or the round of dynamic sampling, each of which reads a stream of its own.
     """
+    if isinstance(run.prompts, RowStream):
+        stream = run.prompts if not again else run.prompts.reseeded(run.seed + 7919 * again)
+        return stream.take(iteration * run.num_prompts, run.num_prompts)
     taken = []
     count = len(run.prompts)
     order: tuple[int, list[int]] = (-1, [])

@@ -63,7 +63,7 @@ def make_plan(config: RunConfig, num_rows: int, num_processes: int = 1) -> Steps
     """How long the run is: optimizer steps, in online stages iterations.
 
     One iteration takes batch x accumulation x processes x ``ppo_buffer_size`` completions,
-    ``num_return_sequences`` of each prompt.
+    ``num_return_sequences`` of each prompt. A run whose rows are streamed is one epoch of ``max_steps``.
 
     Raises:
         UserError: if completions and prompts of an iteration do not divide.
@@ -82,7 +82,7 @@ def make_plan(config: RunConfig, num_rows: int, num_processes: int = 1) -> Steps
             )
         size, accumulation = minibatch * config.online.ppo_buffer_size // group, 1
     return steps_plan(
-        num_rows,
+        settings.max_steps * size * accumulation if config.data.streaming else num_rows,
         size,
         accumulation,
         settings.num_train_epochs,

@@ -12,6 +12,7 @@ from posttrain.config import RunConfig, is_online
 from posttrain.data.cache import FILE
 from posttrain.data.datasets import load_dataset
 from posttrain.data.encode import EncodedPair
+from posttrain.data.stream import LOOKED_AT
 from posttrain.errors import UserError
 from posttrain.models.fetch import resolve_model
 from posttrain.models.load import load_tokenizer
@@ -90,6 +91,8 @@ def _counted(config: RunConfig, num_processes: int) -> dict[str, Any]:
     data = config.data
     if data.tokenized_path and not (Path(data.tokenized_path).expanduser() / FILE).exists():
         data = replace(data, tokenized_path=None)  # the run itself makes it
+    if data.streaming:  # a look at the first rows
+        data = replace(data, max_samples=data.max_samples or max(LOOKED_AT, 10 * int(data.val_size)))
     splits = load_dataset(
         data,
         tokenizer,

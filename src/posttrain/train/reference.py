@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from posttrain.config import is_online
 from posttrain.data.batches import collate
 from posttrain.data.encode import EncodedPair
+from posttrain.data.stream import RowStream
 from posttrain.data.template import EncodedRow, pad_token_id
 from posttrain.models.assemble_reference import has_reference_model, reference_roles
 from posttrain.models.quantize import quantization
@@ -44,20 +46,29 @@ def with_reference(parts: Parts, stream: TextIO) -> Parts:
     config, splits = parts.config, parts.splits
     if is_online(config.method.stage) or Role.REFERENCE not in make_algorithm(config).consults:
         return parts
-    rows = [*splits.train, *splits.validation]
+    train: Any = splits.train
+    count = parts.plan.total * parts.rows_per_step if isinstance(train, RowStream) else len(train)
+
+    def rows() -> Iterator[Any]:
+        return chain(train.first(count) if isinstance(train, RowStream) else train, splits.validation)
+
     cache = parts.directory.path / FILE if config.preference.cache_ref_logps else None
     ask, identity = _asked(parts)
-    key = content_hash([text for row in rows for text in _sequences(row)], identity)
+    key = content_hash((text for row in rows() for text in _sequences(row)), identity)
     logps = _kept(cache, key) if parts.engine.processes.size == 1 else None
     if logps is None:
-        logps = _measured(parts, rows, ask, stream)
+        logps = _measured(parts, rows(), count + len(splits.validation), ask, stream)
         if cache is not None and parts.engine.processes.is_first:
             parts.directory.write_file(FILE, lambda path: save_file({_NAME: logps}, path, metadata={"key": key}))
     values = logps.tolist()
-    pairs = zip(values[0::2], values[1::2], strict=True)
-    rows = [replace(row, ref_logps=pair) for row, pair in zip(rows, pairs, strict=True)]
-    count = len(splits.train)
-    return replace(parts, splits=replace(splits, train=rows[:count], validation=rows[count:]))
+    pairs = list(zip(values[0::2], values[1::2], strict=True))
+    validation = _said(splits.validation, pairs[count:])
+    said: Any = train.with_ref_logps(pairs[:count]) if isinstance(train, RowStream) else _said(train, pairs[:count])
+    return replace(parts, splits=replace(splits, train=said, validation=validation))
+
+
+def _said(rows: Iterable[Any], pairs: Iterable[tuple[float, float]]) -> list[Any]:
+    return [replace(row, ref_logps=pair) for row, pair in zip(rows, pairs, strict=True)]
 
 
 def _asked(parts: Parts) -> tuple[Callable[[Batch], Tensor], str]:
@@ -75,13 +86,11 @@ def _asked(parts: Parts) -> tuple[Callable[[Batch], Tensor], str]:
     return answers, identity
 
 
-def _measured(parts: Parts, rows: Sequence[Any], ask: Callable[[Batch], Tensor], stream: TextIO) -> Tensor:
+def _measured(parts: Parts, rows: Iterator[Any], count: int, ask: Callable[[Batch], Tensor], stream: TextIO) -> Tensor:
     """[2 R] log-probabilities of both sequences of each row under the reference."""
     pad, found = pad_token_id(parts.tokenizer), []
-    texts = [text for row in rows for text in _sequences(row)]
-    with Progress(len(rows), "reference", parts.config.train.disable_tqdm, stream=stream) as progress:
-        for start in range(0, len(texts), _SEQUENCES_AT_ONCE):
-            some = texts[start : start + _SEQUENCES_AT_ONCE]
+    with Progress(count, "reference", parts.config.train.disable_tqdm, stream=stream) as progress:
+        while some := [text for row in islice(rows, _SEQUENCES_AT_ONCE // 2) for text in _sequences(row)]:
             found.append(ask(collate(some, pad)).cpu().float())
             progress.update(len(some) // 2)
     return torch.cat(found)
@@ -100,7 +109,7 @@ def _identity(parts: Parts) -> str:
     return digest.hexdigest()
 
 
-def content_hash(rows: Sequence[EncodedRow], model: str) -> str:
+def content_hash(rows: Iterable[EncodedRow], model: str) -> str:
     """What the log-probabilities depend on: the weights, and every token with whether it counts."""
     digest = hashlib.sha256(model.encode())
     for row in rows:

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from posttrain.config import RunConfig, is_online
 from posttrain.data.datasets import Splits, load_dataset
+from posttrain.data.stream import RowStream, stream_dataset
 from posttrain.engine import Processes, joined
 from posttrain.models.assemble import Assembly, offline_assembly, online_assembly
 from posttrain.models.fetch import resolve_model
@@ -87,16 +88,10 @@ def prepared(
     tokenizer = given.tokenizer or load_tokenizer(
         folder, use_fast=model.use_fast_tokenizer, trust_remote_code=model.trust_remote_code
     )
-    splits = load_dataset(
-        config.data,
-        tokenizer,
-        config.method.stage,
-        seed=settings.seed,
-        margin_column=config.reward_model.margin_column,
-    )
-    for sentence in (splits.report.sentence(), *splits.notes):
+    splits = _splits(config, tokenizer)
+    for sentence in splits.notes if config.data.streaming else (splits.report.sentence(), *splits.notes):
         notify(sentence)
-    plan = make_plan(config, len(splits.train), processes.size)
+    plan = make_plan(config, 0 if config.data.streaming else len(splits.train), processes.size)
     finished = _finished(Path(settings.output_dir).expanduser(), plan, settings.resume_from_checkpoint)
     if finished is not None:
         notify(f"{settings.output_dir} already holds this run, finished: nothing to do")
@@ -114,6 +109,22 @@ def prepared(
     for sentence in engine.notes:
         notify(sentence)
     return Parts(config, directory, tokenizer, splits, plan, assembly, engine)
+
+
+def _splits(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Splits:
+    """The rows of the run: all of them, or those that are read as they are needed."""
+    train, margin_column = config.train, config.reward_model.margin_column
+    if not config.data.streaming:
+        return load_dataset(config.data, tokenizer, config.method.stage, seed=train.seed, margin_column=margin_column)
+    return stream_dataset(
+        config.data,
+        tokenizer,
+        config.method.stage,
+        seed=train.seed,
+        order_seed=train.seed if train.data_seed is None else train.data_seed,
+        shuffle=not train.disable_shuffling,
+        margin_column=margin_column,
+    )
 
 
 def dressed(
@@ -215,6 +226,8 @@ def fit(parts: Parts, notify: Callable[[str], None]) -> dict[str, Any]:
             if not monitor.has_ended:
                 with monitor.interruptible():
                     stage.fit(monitor)
+                if config.data.streaming:
+                    notify(parts.splits.report.sentence())
             final = _last_evaluation(parts, stage, monitor)
         results = {**_train_results(parts, monitor.totals), **_first(before), **_alarms(stage, monitor)}
         log.trackers.end({**results, **final})
@@ -254,10 +267,16 @@ def _require_same_start(parts: Parts, checkpoint: Path | None) -> None:
         return
     weights = sum(float(p.detach().double().abs().sum()) for p in parts.engine.roles.parameters() if p.requires_grad)
     parts.engine.processes.require_equal(
-        [parts.assembly.lineage.base.fingerprint, weights, len(parts.splits.train), checkpoint and checkpoint.name],
+        [parts.assembly.lineage.base.fingerprint, weights, _counted(parts.splits), checkpoint and checkpoint.name],
         "the processes of this run do not start from the same: their model, their data or their checkpoint differ. On "
         "several machines, give paths on a disk that all of them see",
     )
+
+
+def _counted(splits: Splits) -> list[int]:
+    """A number of the training rows that differs where they do."""
+    rows = splits.train
+    return [sum(map(len, rows.head()))] if isinstance(rows, RowStream) else [len(rows)]
 
 
 def _before(parts: Parts, stage: Stage, monitor: Monitor) -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ from posttrain.config import RewardConfig, RunConfig, is_online
 from posttrain.data.batches import collate, collate_pairs, collate_preferences, collate_unpaired, lengths_of
 from posttrain.data.datasets import load_dataset
 from posttrain.data.encode import EncodedPrompt
+from posttrain.data.stream import RowStream
 from posttrain.data.template import pad_token_id
 from posttrain.errors import UserError
 from posttrain.models.forward import is_packed
@@ -76,7 +77,8 @@ class OfflineStage:
         make_batch = partial(COLLATE.get(config.method.stage, collate), pad_id=pad)
         splits = parts.splits
         size = parts.engine.processes.size
-        self._rows = offline.Rows(splits.train, splits.validation, lengths_of(splits.train), make_batch, size)
+        lengths = [] if isinstance(splits.train, RowStream) else lengths_of(splits.train)
+        self._rows = offline.Rows(splits.train, splits.validation, lengths, make_batch, size)
         self._parts = parts
         self._algorithm = make_algorithm(config)
         self.measures_before = config.method.stage == "pt" or config.train.eval_on_start
@@ -187,7 +189,8 @@ def make_sampler(parts: Parts, actor: PreTrainedModel) -> Sampler:
 
 def make_reward(parts: Parts, notify: Callable[[str], None] = lambda sentence: None) -> Reward:
     """Where completions get their reward; several processes share out all of it that is no role of the engine."""
-    prompts = (*parts.splits.train, *parts.splits.validation)
+    train = parts.splits.train
+    prompts = (*(train.head() if isinstance(train, RowStream) else train), *parts.splits.validation)
     return _reward(parts, parts.config, role_reward(parts), prompts, notify)
 
 
@@ -245,7 +248,7 @@ def make_mixture(parts: Parts) -> Mixture | None:
     if not online.ptx_dataset:
         return None
     alone: dict[str, Any] = {"eval_dataset": (), "val_size": 0.0, "mix_strategy": "concat", "interleave_probs": ()}
-    alone["tokenized_path"] = None
+    alone |= {"tokenized_path": None, "streaming": False}
     data = replace(config.data, dataset=online.ptx_dataset, packing=True, **alone)
     splits = load_dataset(data, parts.tokenizer, "pt", seed=config.train.seed)
     return Mixture(
