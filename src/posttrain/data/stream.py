@@ -115,7 +115,7 @@ def stream_dataset(
         UserError: bad data among what is read before the run.
     """
     on_text = stage == "pt" or (stage == "sft" and data.text_column is not None)
-    template = None if on_text else Template(tokenizer, data.template, data.default_system)
+    template = None if on_text else Template.configured(tokenizer, data, stage)
     validation_report = Report()
     sources = partial(_sources, data, stage, margin_column)
     held_out: Sequence[Example] = ()
