@@ -181,13 +181,7 @@ def fit(parts: Parts, notify: Callable[[str], None]) -> dict[str, Any]:
     processes = parts.engine.processes
     checkpoint = directory.resume_checkpoint(settings.resume_from_checkpoint)
     _require_same_start(parts, checkpoint)
-    with _shown(processes) as stream, explained(directory):
-        parts = with_reference(parts, stream)
-    if checkpoint is not None:
-        with reading(checkpoint, directory):
-            parts.engine.resume(checkpoint)
-    else:
-        directory.clear_logs()
+    parts = _begun(parts, checkpoint)
     start = parts.steps_done
     processes.wait()  # until all have read the checkpoint
     directory.write_text("config.yaml", yaml.safe_dump(config.to_flat(), allow_unicode=True, sort_keys=False))
@@ -226,17 +220,29 @@ def fit(parts: Parts, notify: Callable[[str], None]) -> dict[str, Any]:
             if not monitor.has_ended:
                 with monitor.interruptible():
                     stage.fit(monitor)
-                if config.data.streaming:
-                    notify(parts.splits.report.sentence())
             final = _last_evaluation(parts, stage, monitor)
         results = {**_train_results(parts, monitor.totals), **_first(before), **_alarms(stage, monitor)}
         log.trackers.end({**results, **final})
+    if config.data.streaming:
+        notify(parts.splits.report.sentence())
     results = _write_results(parts, results, final, notify)
     planned = planned_upload(config, settings.output_dir)
     if planned is not None and processes.is_first:
         write_card(config, directory.path)
         notify(f"uploaded to {upload(directory.path, planned)}")
     return results
+
+
+def _begun(parts: Parts, checkpoint: Path | None) -> Parts:
+    """The parts with what the reference says, at the checkpoint or at the start of empty logs."""
+    with _shown(parts.engine.processes) as stream, explained(parts.directory):
+        parts = with_reference(parts, stream)
+    if checkpoint is None:
+        parts.directory.clear_logs()
+        return parts
+    with reading(checkpoint, parts.directory):
+        parts.engine.resume(checkpoint)
+    return parts
 
 
 def _trackers(parts: Parts, start: int, notify: Callable[[str], None]) -> Trackers | None:
