@@ -40,13 +40,12 @@ def offline_assembly(config: RunConfig, given: Given = NOTHING_GIVEN) -> Assembl
         given: a model in memory to use instead of loading ``model_name_or_path``.
     """
     method, role = config.method, Role.REWARD if config.method.stage == "rm" else Role.ACTOR
-    links = chain(config.model.adapter_name_or_path)
-    if links and method.finetuning_type != "lora":
+    links, trains_base = chain(config.model.adapter_name_or_path), method.finetuning_type != "lora"
+    if links and trains_base:
         raise UserError(
             f"adapter_name_or_path is set, but finetuning_type is {method.finetuning_type}: adapters are trained with "
             "lora only. Export them into a model first (posttrain export), then train that."
         )
-    trains_base = method.finetuning_type != "lora"
     backbone = given.backbone(config, trains_base=trains_base)
     mark = given.mark(backbone)
     notes = precision(config, device(), trains_base=trains_base)[1] + check_links(
@@ -62,12 +61,8 @@ def offline_assembly(config: RunConfig, given: Given = NOTHING_GIVEN) -> Assembl
     heads = {"score": _score_head(config, backbone, links, given)} if role is Role.REWARD else {}
     initial: dict[str, Tensor] = {}
     if trains_base:
-        roles = SharedRoles(
-            backbone,
-            {role: Costume(wears=(), head=head, trains="base")},
-            heads,
-            base_trains=base_parameters(backbone, method),
-        )
+        costumes = {role: Costume(wears=(), head=head, trains="base")}
+        roles = SharedRoles(backbone, costumes, heads, base_trains=base_parameters(backbone, method))
         own_config = None
     else:
         continues = bool(links) and not method.create_new_adapter

@@ -185,16 +185,19 @@ def load_causal_lm(
     except Exception as error:  # configuration, architecture and weight files fail with classes of their own
         raise UserError(f"{folder} cannot be loaded as a causal language model: {first_line(error)}") from error
     model: PreTrainedModel = loaded[0]
-    missing = sorted(set(loaded[1]["missing_keys"]) - (_output_head(model) if trunk_only else set()))
-    if missing:
-        raise UserError(
-            f"{folder} lacks {len(missing)} of the weights of a causal language model, among them {missing[0]}. "
-            "It may be a sequence classifier (a reward model) or an incomplete copy."
-        )
+    _require_whole(folder, set(loaded[1]["missing_keys"]) - (_output_head(model) if trunk_only else set()))
     if trunk_only:
         _share_embedding(model)
     model.to(torch.device(device))  # type: ignore[arg-type]
     return model
+
+
+def _require_whole(folder: Path, missing: set[str]) -> None:
+    if missing:
+        raise UserError(
+            f"{folder} lacks {len(missing)} of the weights of a causal language model, among them {min(missing)}. "
+            "It may be a sequence classifier (a reward model) or an incomplete copy."
+        )
 
 
 def _share_embedding(model: PreTrainedModel) -> None:

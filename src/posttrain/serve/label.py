@@ -58,8 +58,7 @@ def label(
     target = output_file(config, command="label", default=PAIRS, suffixes=SUFFIXES)
     verdicts_path, answers_path = (target.with_suffix(f".{kind}.jsonl") for kind in ("verdicts", "answers"))
     _check_free(config, target, verdicts_path)
-    url_or_folder = str(config.judge.judge)
-    judge = Judge.configured(config) if is_url(url_or_folder) else None
+    judge = Judge.configured(config) if is_url(str(config.judge.judge)) else None
     identity = _identity(config, judge)  # a folder that is no reward model is refused here
     names, report = config.data.dataset or config.data.eval_dataset, Report()
     examples = read_answers(names, config.data, report)
