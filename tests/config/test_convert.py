@@ -65,6 +65,54 @@ def test_flags_of_another_script_go_by_their_names():
     assert lost(found) == {"fancy"}
 
 
+def test_flags_that_may_mean_something_else_are_not_guessed():
+    found = converted(
+        ["train.py", "--batch_size", "32", "--global_batch_size", "64", "--target_kl", "6", "--seed", "3"]
+    )
+    assert found.values == {"per_device_train_batch_size": 32, "seed": 3}
+    assert lost(found) == {"global_batch_size", "target_kl"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "accelerate launch --num_processes 2 trl dpo --model_name_or_path m --dataset_name d",
+        "python examples/trl/scripts/dpo.py --model_name_or_path m --dataset_name d",
+        "torchrun --nproc_per_node 2 trl/scripts/dpo.py --model_name_or_path m --dataset_name d",
+    ],
+)
+def test_a_launcher_may_stand_before(words):
+    found = converted(shlex.split(words))
+    assert (found.values["stage"], found.values["dataset"], found.values["model_name_or_path"]) == ("dpo", ("d",), "m")
+
+
+def test_what_has_several_lines_stands_in_a_comment_on_one(tmp_path):
+    found = trl(tmp_path, "sft", 'tools: "x\\ny"\nreport_to: "foo\\nbar"\n')
+    assert yaml.safe_load(found.text())["stage"] == "sft"
+    assert "x y" in found.text()
+
+
+@pytest.mark.parametrize(
+    ("text", "trains"),
+    [
+        ("completion_only_loss: true\nassistant_only_loss: false\n", False),
+        ("assistant_only_loss: false\ncompletion_only_loss: true\n", False),
+        ("assistant_only_loss: false\n", True),
+        ("", False),
+    ],
+)
+def test_prompts_train_where_neither_key_leaves_them_out(tmp_path, text, trains):
+    assert resolved(trl(tmp_path, "sft", text)).data.train_on_prompt is trains
+
+
+def test_defaults_that_differ_are_written_out(tmp_path):
+    ppo = trl(tmp_path, "ppo", "reward_model_path: c\n")
+    assert (ppo.values["temperature"], ppo.notes["temperature"]) == (0.7, "TRL's default of temperature")
+    assert trl(tmp_path, "cpo", "loss_type: simpo\n").values["pref_ftx"] == 1.0
+    assert trl(tmp_path, "cpo", "loss_type: simpo\ncpo_alpha: 0.0\n").values["pref_ftx"] == 0.0
+    assert lost(trl(tmp_path, "sft", "use_peft: true\nmax_length: null\n")) == {"lora_target_modules", "max_length"}
+
+
 LLAMAFACTORY = """\
 model_name_or_path: E:\\models\\qwen2
 stage: sft
@@ -189,6 +237,9 @@ def test_other_methods_of_trl(tmp_path):
         (["gone.yaml"], "gone.yaml: no such file"),
         (["train.py", "fast"], "`fast` belongs to no flag"),
         (["train.py", "--max_len", "10", "--query_len", "20"], "`cutoff_len` must be at least"),
+        (["train.py", "--max_len", "abc", "--query_len", "20"], "`max_len` must be a whole number, not 'abc'"),
+        (["trl", "grpo", "--steps_per_generation", "abc"], "`steps_per_generation` must be a whole number"),
+        (["trl", "ppo", "--total_episodes", "1e"], "`total_episodes` must be a whole number"),
     ],
 )
 def test_what_is_no_set_up(words, part, tmp_path, monkeypatch):

@@ -44,6 +44,13 @@ def test_dynamic_fine_tuning_is_judged_by_the_plain_loss():
         ({"warmup_steps": 5, "lr_scheduler_type": "constant"}, "has no warm-up"),
         ({"overwrite_cache": True, "tokenized_path": "kept"}, "remove that folder"),
         ({"dataloader_num_workers": 4}, "batches are made in the run itself"),
+        ({"buffer_size": 10}, "it belongs to `streaming: true`"),
+        ({"num_train_epochs": 7, "streaming": True, "max_steps": 3}, "read for `max_steps`"),
+        ({"train_after_end_of_turn": True, "stage": "rm"}, "for stages sft, dpo and kto"),
+        ({"prompt_template": "{prompt}", "stage": "pt"}, "documents as they are"),
+        ({"truncation_side": "left", "stage": "pt"}, "nothing is cut there"),
+        ({"adam_beta1": 0.8, "optim": "sgd"}, "set them in `optim_args`"),
+        ({"adam_epsilon": 1e-6, "optim": "lion_8bit"}, "set it in `optim_args`"),
     ],
 )
 def test_a_key_that_changes_nothing_says_so(keys, words):

@@ -48,6 +48,7 @@ def test_a_prompt_template_wins_over_the_tokenizers_own(tokenizer):
         ('\'"{prompt}\\"{{content}}', '\'"q\\"{content}'),
         ("{% raw %}{prompt}", None),
         ("🙂{prompt}\t", "🙂q\t"),
+        (r"\\nabla {prompt} \\theta", r"\nabla q \theta"),
     ],
 )
 def test_text_of_a_prompt_template_is_taken_literally(make_tokenizer, written, rendered):
@@ -66,6 +67,8 @@ def test_text_of_a_prompt_template_is_taken_literally(make_tokenizer, written, r
         ("{question}", ["unknown name {question}", "{prompt} and {system}", "{{ and }}"]),
         ("{prompt} {", ["prompt_template:", "written twice"]),
         ("{}", ["unknown name {}"]),
+        ("{prompt:>10}", ["{prompt} is put in as it is"]),
+        ("{prompt!r}", ["{prompt} is put in as it is"]),
         ("{prompt}{system}", ["{system} stands before {prompt}"]),
     ],
 )

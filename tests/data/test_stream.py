@@ -195,3 +195,21 @@ def test_rows_of_a_hub_are_downloaded_as_they_are_needed(tokenizer, monkeypatch)
     found = opened(DataConfig(dataset=("owner/name",), cutoff_len=64), tokenizer, shuffle=False).train
     assert len(list(islice(found.first(7), 7))) == 7
     assert set(asked) == {True}
+
+
+def test_both_sides_of_a_held_out_pair_are_held_out(rows, tokenizer):
+    pairs = [{"prompt": f"q{i}", "chosen": "yes", "rejected": f"no {i}"} for i in range(40)]
+    data = rows(pairs, val_size=4, buffer_size=40)
+    found = opened(data, tokenizer, "kto")
+    assert sorted(answer.desirable for answer in found.validation) == [False] * 4 + [True] * 4
+
+
+def test_judged_answers_of_one_kind_are_said_before_the_run(rows, tokenizer, monkeypatch):
+    good = [{"prompt": f"q{i}", "response": f"a{i}", "kto_tag": True} for i in range(40)]
+    bad = [{**row, "kto_tag": False} for row in good]
+    with pytest.raises(UserError, match=r"all 40 answers are good \(true\)"):
+        opened(rows(good), tokenizer, "kto")
+    monkeypatch.setattr(stream, "LOOKED_AT", 20)
+    found = opened(rows(good + bad, buffer_size=10), tokenizer, "kto")
+    assert any("the first 20 answers are all good" in note for note in found.notes)
+    assert {answer.desirable for answer in found.train.take(0, 80)} == {True, False}

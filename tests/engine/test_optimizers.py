@@ -125,6 +125,9 @@ def test_options_go_to_the_class() -> None:
         built("sgd", weights(), options={"momentu": 0.9})
     with pytest.raises(UserError, match="optim_args: sgd does not take"):
         built("sgd", weights(), options={"momentum": -1})
+    assert built("adamw_torch", weights(), options={"foreach": True}).defaults["foreach"]
+    with pytest.raises(UserError, match="optim_args: amsgrad of adamw_torch is such as False, not 'maybe'"):
+        built("adamw_torch", weights(), options={"amsgrad": "maybe"})
     with pytest.raises(UserError, match=r"`0\.9` is not name=value"):
         optimizer_options("0.9")
 

@@ -158,3 +158,10 @@ def test_a_folder_without_leave_to_write_is_refused_before_the_model_is_loaded(e
 def test_trying_the_folder_out_leaves_nothing_behind(eval_config, tmp_path):
     evaluate(eval_config(output_dir=str(tmp_path)))
     assert [path.name for path in tmp_path.iterdir()] == ["eval_results.json"]
+
+
+def test_rows_held_out_of_a_stream_are_not_guessed(eval_config, tiny_data):
+    path = str(tiny_data / "chat.json")
+    config = eval_config(task="loss", stage="sft", dataset=path, eval_dataset=None, val_size=3, streaming=True)
+    with pytest.raises(UserError, match=r"`val_size` with `streaming` .* name the rows to measure in `eval_dataset`"):
+        evaluate(config)

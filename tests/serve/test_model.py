@@ -124,3 +124,12 @@ def test_the_configuration_is_not_changed_by_a_call(chat_model):
     before = chat_model.config.generation
     chat_model.chat(QUESTION, max_new_tokens=2)
     assert chat_model.config.generation == before
+
+
+def test_another_template_than_that_of_training_is_said(trained, tiny_llama):
+    keys = {"model_name_or_path": str(tiny_llama), "adapter_name_or_path": str(trained / "sft")}
+    said = []
+    ChatModel(keys, notify=said.append)
+    assert said == []
+    ChatModel({**keys, "default_system": "Be brief."}, notify=said.append)
+    assert any("was trained with another chat template" in note and "Be brief." in note for note in said)

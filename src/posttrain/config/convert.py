@@ -80,10 +80,11 @@ class Converted:
             if group and key.group != group:
                 lines.append("")
             group = key.group
-            note = self.notes.get(key.name)
+            note = _one_line(self.notes.get(key.name, ""))
             lines.append(f"{key.name}: {_scalar(self.values[key.name])}{f'  # {note}' if note else ''}")
         if self.lost:
-            lines += ["", "# Not carried over:", *(f"#   {written}: {why}" for written, why in self.lost)]
+            lost = (_one_line(f"{written}: {why}") for written, why in self.lost)
+            lines += ["", "# Not carried over:", *(f"#   {sentence}" for sentence in lost)]
         return "\n".join(lines) + "\n"
 
 
@@ -99,6 +100,7 @@ def converted(words: Sequence[str]) -> Converted:
     """
     from posttrain.config.from_flags import from_flags
     from posttrain.config.from_trl import from_trl
+    from posttrain.config.trl import METHODS
 
     if len(words) == 1 and " " in words[0] and not Path(words[0]).exists():
         words = shlex.split(words[0])
@@ -110,12 +112,16 @@ def converted(words: Sequence[str]) -> Converted:
         "llamafactory-cli": _from_llamafactory,
         "lmf": _from_llamafactory,
     }
-    for start, word in enumerate(words):
+    for start, word in enumerate(words):  # whatever stands before, flags of a launcher among it
         name = Path(word).name
         if name in readers:
             return readers[name](words[start + 1 :])
         if name.endswith(".py"):
+            method = Path(name).stem
+            if method in METHODS and {"trl", "scripts"} & set(Path(word).parts):
+                return from_trl([method, *words[start + 1 :]])
             return from_flags(words[start:])
+    for start, word in enumerate(words):
         if Path(word).suffix in (".yaml", ".yml", ".json"):
             return _from_file(words[start:])
         if word.startswith("--"):
@@ -126,6 +132,22 @@ def converted(words: Sequence[str]) -> Converted:
 _USAGE = (
     "give a LLaMA-Factory file, `trl METHOD --config FILE`, or a command line such as `train.py --train_file_path ...`"
 )
+
+
+def whole(value: Any, key: str) -> int:
+    """A number of steps, rows or tokens.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        return int(str(value))
+    except ValueError:
+        raise UserError(f"config convert: `{key}` must be a whole number, not {shown(value)}.") from None
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def flags_of(words: Sequence[str]) -> dict[str, Any]:

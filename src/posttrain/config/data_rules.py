@@ -13,6 +13,8 @@ def data_problems(config: RunConfig) -> Iterator[Finding]:
     """What keeps the rows from being read as asked."""
     yield from _mixing(config)
     yield from _splitting(config)
+    if config.data.template and config.data.prompt_template:
+        yield "prompt_template", "`template` and `prompt_template` both say how chats are written; keep one"
     if config.data.streaming:
         yield from _streaming(config)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from posttrain.config import trl
-from posttrain.config.convert import Converted, flags_of
+from posttrain.config.convert import Converted, flags_of, whole
 from posttrain.config.documents import read_document
 from posttrain.config.method import PreferenceConfig
 from posttrain.config.options import type_hints
@@ -43,6 +43,14 @@ def from_trl(words: Sequence[str]) -> Converted:
         ours = _target(method, key)
         if key not in written and ours in found.values:
             found.notes[ours] = f"TRL's default of {key}"
+    if data.get("max_length", 0) is None:
+        found.lose("max_length", None, f"rows without a limit; `cutoff_len` is {KEYS['cutoff_len'].default}, raise it")
+    if adapts and "lora_target" not in found.values:
+        why = "peft chooses layers by architecture, mostly q_proj and v_proj; here `lora_target: all`"
+        found.lose("lora_target_modules", None, f"{why}; name the layers to keep peft's choice")
+    full = ("assistant_only_loss", "completion_only_loss")
+    if False in (data.get(key) for key in full) and True not in (data.get(key) for key in full):
+        found.set("train_on_prompt", True, "prompts count, as they did there")
     if "output_dir" not in found.values:
         found.set("output_dir", f"runs/{method}", "none was given")
     if method == "ppo":
@@ -84,7 +92,9 @@ def _beta(found: Converted, method: str, value: Any) -> None:
 
 
 def _loss_type(found: Converted, method: str, value: Any) -> None:
-    if method == "grpo" and value in trl.GRPO_AVERAGES:
+    if not isinstance(value, str):
+        found.lose("loss_type", value, "one loss, with `pref_ftx` as the second")
+    elif method == "grpo" and value in trl.GRPO_AVERAGES:
         found.set("loss_average", trl.GRPO_AVERAGES[value], f"was loss_type: {value}")
     elif method == "sft" and value in ("nll", "chunked_nll", "dft"):
         if value == "dft":
@@ -137,9 +147,8 @@ def _reward_clip_range(found: Converted, method: str, value: Any) -> None:
         found.lose("reward_clip_range", value, "`reward_clip` is one number, for plus and minus")
 
 
-def _prompt_trains(found: Converted, method: str, value: Any) -> None:
-    if value is False:
-        found.set("train_on_prompt", True, "prompts count, as they did there")
+def _answers_train(found: Converted, method: str, value: Any) -> None:
+    """Both keys together decide, when all have been read."""
 
 
 def _datasets(found: Converted, method: str, value: Any) -> None:
@@ -158,23 +167,26 @@ def _datasets(found: Converted, method: str, value: Any) -> None:
 def _buffer(found: Converted, method: str, value: Any) -> None:
     """Micro-batches for one generation, as optimizer batches."""
     accumulation = int(found.values.get("gradient_accumulation_steps", 1))
-    if int(value) % accumulation:
+    steps = whole(value, "steps_per_generation")
+    if steps % accumulation:
         found.lose("steps_per_generation", value, "`ppo_buffer_size` counts whole optimizer batches")
     else:
-        found.set("ppo_buffer_size", int(value) // accumulation, "was steps_per_generation")
+        found.set("ppo_buffer_size", steps // accumulation, "was steps_per_generation")
 
 
 def _generation_batch(found: Converted, method: str, value: Any) -> None:
     rows = found.values.get("per_device_train_batch_size", 8) * found.values.get("gradient_accumulation_steps", 1)
-    if int(value) % rows:
+    size = whole(value, "generation_batch_size")
+    if size % rows:
         found.lose("generation_batch_size", value, f"it is no multiple of the {rows} completions of an optimizer step")
     else:
-        found.set("ppo_buffer_size", int(value) // rows, "was generation_batch_size")
+        found.set("ppo_buffer_size", size // rows, "was generation_batch_size")
 
 
 def _total_episodes(found: Converted, method: str, value: Any) -> None:
     rows = found.values.get("per_device_train_batch_size", 8) * found.values.get("gradient_accumulation_steps", 1)
-    found.set("max_steps", max(1, int(value) // rows), f"was total_episodes: {value}, {rows} completions an iteration")
+    steps = max(1, whole(value, "total_episodes") // rows)
+    found.set("max_steps", steps, f"was total_episodes: {value}, {rows} completions an iteration")
 
 
 def _reward_funcs(found: Converted, method: str, value: Any) -> None:
@@ -200,8 +212,8 @@ _READERS: Mapping[str, Callable[[Converted, str, Any], None]] = {
     "max_completion_length": _max_completion_length,
     "scale_rewards": _scale_rewards,
     "reward_clip_range": _reward_clip_range,
-    "assistant_only_loss": _prompt_trains,
-    "completion_only_loss": _prompt_trains,
+    "assistant_only_loss": _answers_train,
+    "completion_only_loss": _answers_train,
     "datasets": _datasets,
     "steps_per_generation": _buffer,
     "generation_batch_size": _generation_batch,

@@ -40,6 +40,30 @@ _IDLE: tuple[tuple[str, Callable[[RunConfig], bool], str], ...] = (
         lambda c: c.train.lr_scheduler_type == "constant",
         "`lr_scheduler_type: constant` has no warm-up; constant_with_warmup has",
     ),
+    ("buffer_size", lambda c: not c.data.streaming, "it belongs to `streaming: true`"),
+    ("overwrite_cache", lambda c: c.data.streaming, "rows that are streamed are not kept"),
+    ("num_train_epochs", lambda c: c.data.streaming, "a stream is read for `max_steps`"),
+    (
+        "train_after_end_of_turn",
+        lambda c: c.method.stage not in ("sft", "dpo", "kto"),
+        "it is for stages sft, dpo and kto",
+    ),
+    ("prompt_template", lambda c: c.method.stage == "pt", "stage pt reads documents as they are"),
+    (
+        "truncation_side",
+        lambda c: c.method.stage == "pt" or is_online(c.method.stage),
+        "nothing is cut there: documents are packed, and prompts that are too long are left out",
+    ),
+    (
+        "adam_beta1 adam_beta2",
+        lambda c: any(name in c.train.optim for name in ("adafactor", "sgd", "adagrad", "rmsprop", "ademamix")),
+        "this `optim` has none, or its own; set them in `optim_args`",
+    ),
+    (
+        "adam_epsilon",
+        lambda c: any(name in c.train.optim for name in ("adafactor", "sgd", "adagrad", "rmsprop", "lion")),
+        "this `optim` has none, or its own; set it in `optim_args`",
+    ),
     (
         "overwrite_cache",
         lambda c: bool(c.data.tokenized_path),

@@ -27,11 +27,18 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "dpo": {"learning_rate": 1e-6, "max_length": 1024, "beta": 0.1},
     "kto": {"learning_rate": 1e-6, "max_length": 1024, "beta": 0.1},
     "orpo": {"learning_rate": 1e-6, "max_length": 1024, "beta": 0.1},
-    "cpo": {"learning_rate": 1e-6, "max_length": 1024, "beta": 0.1},
+    "cpo": {"learning_rate": 1e-6, "max_length": 1024, "beta": 0.1, "cpo_alpha": 1.0},
     "grpo": {**_SAMPLED, "beta": 0.0, "num_generations": 8, "loss_type": "dapo"},
     "rloo": {**_SAMPLED, "beta": 0.05, "num_generations": 2},
     "online_dpo": {"learning_rate": 5e-7, "beta": 0.1, "max_new_tokens": 64, "temperature": 0.9, "max_length": 512},
-    "ppo": {"kl_coef": 0.05, "num_ppo_epochs": 4, "response_length": 53, "vf_coef": 0.1, "learning_rate": 5e-5},
+    "ppo": {
+        "kl_coef": 0.05,
+        "num_ppo_epochs": 4,
+        "response_length": 53,
+        "vf_coef": 0.1,
+        "learning_rate": 5e-5,
+        "temperature": 0.7,
+    },
 }
 """What TRL 0.24 takes where an argument is left out and this program would take something else."""
 

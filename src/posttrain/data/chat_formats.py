@@ -19,7 +19,8 @@ _TOKENS = {"bos": "(bos_token or '')", "eos": "(eos_token or '')"}
 _NO_SYSTEM = "it has no place for a system message: write {system} into prompt_template where it belongs"
 # Stands for a brace of the text while the pieces of a format are told from it.
 _BRACE = "\ue002"
-_ESCAPES = {r"\n": "\n", r"\t": "\t", r"\r": "\r"}
+_ESCAPES = {r"\n": "\n", r"\t": "\t", r"\r": "\r", r"\\": "\\"}
+_ESCAPED = re.compile(r"\\[ntr\\]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +89,15 @@ def prompt_format(text: str) -> ChatFormat:
         UserError: no ``{prompt}``, two of them, another name in braces, or a brace on its own.
     """
     key = "prompt_template"
-    for escaped, meant in _ESCAPES.items():
-        text = text.replace(escaped, meant)
+    text = _ESCAPED.sub(lambda found: _ESCAPES[found[0]], text)
     try:
         pieces = list(string.Formatter().parse(text))
     except ValueError as error:
         raise UserError(f"{key}: {error}; a brace that is meant literally is written twice, {{{{ or }}}}") from None
     names = [name for _, name, _, _ in pieces if name is not None]
+    shaped = next((name for _, name, shape, change in pieces if name is not None and (shape or change)), None)
+    if shaped is not None:
+        raise UserError(f"{key}: {{{shaped}}} is put in as it is; leave out what stands behind its name in the braces")
     unknown = [name for name in names if name not in ("prompt", "system")]
     if unknown:
         raise UserError(

@@ -105,7 +105,7 @@ def _encoded_splits(
     report, validation_report = Report(), Report()
     examples, held_out = split_examples(data, stage, report, validation_report, seed=seed, margin_column=margin_column)
     train = encode_examples(choose(examples), tokenizer, template, data, stage, report)
-    if stage == "kto":
+    if stage == "kto" and not data.streaming:  # of a stream these are the first rows alone
         require_both_kinds(train)
     validation: list[Any] = []
     if held_out or data.eval_dataset:

@@ -17,7 +17,7 @@ from posttrain.data.mixing import mixed
 from posttrain.data.sources import resolve_dataset, rows_of
 from posttrain.data.splits import Splits, hold_out
 from posttrain.data.template import EncodedRow, Template
-from posttrain.data.unpaired import EncodedAnswer, require_both_kinds, with_mismatched
+from posttrain.data.unpaired import require_both_kinds, with_mismatched
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -122,8 +122,10 @@ def stream_dataset(
     if data.eval_dataset:
         held_out = read_examples(data.eval_dataset, data, stage, validation_report, margin_column=margin_column)
     elif data.val_size:
-        ahead = {e.where + e.group: e for e in islice(_mixed(data, sources(Report()), seed), data.buffer_size)}
-        held_out = hold_out(list(ahead.values()), data.val_size, seed)[1]
+        ahead = list(islice(_mixed(data, sources(Report()), seed), data.buffer_size))
+        rows = list({e.where + e.group: e for e in ahead}.values())
+        chosen = {e.where + e.group for e in hold_out(rows, data.val_size, seed)[1]}
+        held_out = [e for e in ahead if e.where + e.group in chosen]
         validation_report.rows_read = len(held_out)
     kept_out = set() if data.eval_dataset else {e.group or e.where for e in held_out}
 
@@ -138,6 +140,7 @@ def stream_dataset(
     train = RowStream(epoch, order_seed)
     validation = encode_examples(held_out, tokenizer, template, data, stage, validation_report) if held_out else []
     next(train.first(1))  # what is wrong with the first rows is said before anything is loaded
+    notes = _kinds_seen(train.head()) if stage == "kto" else ()
     how = f"each drawn from {data.buffer_size} that are read ahead" if shuffle else "in their order"
     return Splits(
         train=train,  # type: ignore[arg-type]
@@ -145,8 +148,22 @@ def stream_dataset(
         report=train.report,
         validation_report=validation_report if validation else None,
         template=template,
-        notes=(f"rows are read as they are needed, {how}",),
+        notes=(f"rows are read as they are needed, {how}", *notes),
     )
+
+
+def _kinds_seen(head: Sequence[Any]) -> tuple[str, ...]:
+    """A sentence where the first answers are all good, or all bad.
+
+    Raises:
+        UserError: there are no others.
+    """
+    if len({answer.desirable for answer in head}) > 1:
+        return ()
+    if len(head) < LOOKED_AT:
+        require_both_kinds(head)
+    kind = "good" if head[0].desirable else "bad"
+    return (f"the first {len(head)} answers are all {kind}: stage kto learns from both kinds, best mixed well",)
 
 
 def buffered(items: Iterable[Item], size: int, *, seed: str) -> Iterator[Item]:
@@ -208,17 +225,13 @@ def _encoded(
     if stage != "kto":
         yield from rows
         return
-    kinds: dict[bool, EncodedAnswer] = {}
     window = list(islice(rows, _TWINS))
     while window:
         following = list(islice(rows, _TWINS))
         if len(following) < _TWINS:  # the last ones of an epoch join those before, not to be left alone
             window, following = window + following, []
-        kinds |= {answer.desirable: answer for answer in window}
         yield from with_mismatched(window, data.cutoff_len)
         window = following
-    if kinds:
-        require_both_kinds(list(kinds.values()))
 
 
 def _rows(

@@ -70,7 +70,8 @@ def make_optimizer(groups: Groups, settings: OptimizerSettings, device: torch.de
     if name == "adafactor":
         return _made(adafactor, groups, options, name)
     if name in ("adamw_torch", "adamw_torch_fused"):
-        return _made(torch.optim.AdamW, groups, {"fused": True, **options}, name)
+        fused = {} if options.get("foreach") else {"fused": True}
+        return _made(torch.optim.AdamW, groups, {**fused, **options}, name)
     kinds: dict[str, Callable[..., Optimizer]] = {
         "sgd": torch.optim.SGD,
         "adagrad": torch.optim.Adagrad,
@@ -94,10 +95,24 @@ def _made(kind: Callable[..., Optimizer], groups: Groups, options: dict[str, Any
     for option in options:
         if option not in known:
             raise UserError(f"optim_args: {option} is no argument of {name}, which takes {', '.join(sorted(known))}")
+        usual = _defaults(kind).get(option)
+        if usual is not None and _sort(usual) is not _sort(options[option]):
+            raise UserError(f"optim_args: {option} of {name} is such as {usual}, not {options[option]!r}")
     try:
         return kind(groups, **options)
-    except (TypeError, ValueError, AssertionError) as error:
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise UserError(f"optim_args: {name} does not take {options} ({error})") from error
+
+
+def _sort(value: Any) -> type:
+    """Numbers of both kinds are one sort of value, lists and tuples another."""
+    return float if type(value) in (int, float) else tuple if isinstance(value, list | tuple) else type(value)
+
+
+def _defaults(kind: Callable[..., Optimizer]) -> dict[str, Any]:
+    target = kind.__init__ if isinstance(kind, type) else kind  # type: ignore[misc]
+    found = inspect.signature(target).parameters.values()
+    return {each.name: each.default for each in found if each.default is not inspect.Parameter.empty}
 
 
 def _parameters(kind: Callable[..., Optimizer]) -> list[str]:

@@ -61,6 +61,11 @@ def _held_out(config: RunConfig, examples: Sequence[Example], stage: str) -> lis
     Which rows are usable, and so which ones the seed chooses, depends on the stage; where the evaluation reads rows in
     another way than training did, the choice is therefore made among the examples of the training stage.
     """
+    if config.data.streaming:
+        raise UserError(
+            "`val_size` with `streaming` holds out some of the first `buffer_size` rows, as training reads them, which "
+            "an evaluation of its own does not see; name the rows to measure in `eval_dataset`"
+        )
     data, trained = config.data, config.method.stage if "stage" in config.sources else stage
     if trained == stage:
         return hold_out(examples, data.val_size, config.train.seed)[1]

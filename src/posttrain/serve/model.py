@@ -16,6 +16,7 @@ from posttrain.data.template import Template
 from posttrain.errors import UserError
 from posttrain.models.backbone import load_backbone
 from posttrain.models.forward import prepare_trunk
+from posttrain.models.lineage import check_template
 from posttrain.models.merging import dress
 from posttrain.models.source import find_source
 from posttrain.rollout import Completion, Prompt, Sampler, SamplingParams, SlotSampler
@@ -73,6 +74,16 @@ class ChatModel:
             notify(f"{source.outermost} is a reward model: it was trained to score answers, not to give them")
         self.model = load_backbone(self.config)
         source.check(self.model, allow_mismatch=self.config.model.allow_mismatch, notify=notify)
+        note = check_template(
+            source.last_lineage,
+            self.template.fingerprint,
+            folder=source.outermost,
+            key="template",
+            example=self.template.example,
+            allow_mismatch=True,
+        )
+        if note:
+            notify(note)
         dress(self.model, source.links)
         self.model.eval()
         with warnings.catch_warnings():
