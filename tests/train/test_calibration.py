@@ -43,7 +43,7 @@ def test_the_critic_starts_at_what_the_reward_is_where_the_other_parts_are_const
     stage = SimpleNamespace(
         _parts=SimpleNamespace(assembly=assembly),
         _algorithm=PPO(normalize_rewards=normalizes),
-        _run=SimpleNamespace(reward=reward),
+        run=SimpleNamespace(reward=reward),
     )
     OnlineStage._calibrate_critic(stage, batch)
     expected = batch.rewards
