@@ -181,8 +181,16 @@ def test_the_line_end_stands_where_it_stood_and_only_trains(any_tokenizer):
 def test_the_example_is_what_is_trained_on(tokenizer):
     template = Template(tokenizer, train_after_end_of_turn=True)
     plain = Template(tokenizer)
-    assert template.example == plain.example == text_of(plain, EXAMPLE)
+    assert template.example == plain.example
+    assert plain.example.startswith(text_of(plain, EXAMPLE))
     assert Template(tokenizer, default_system="Be brief.").example.startswith("<|im_start|>system\nBe brief.")
+
+
+def test_templates_that_treat_system_messages_otherwise_have_other_examples(tokenizer):
+    own = Template(tokenizer)
+    deaf = own.chat_template.replace("in messages", "in messages if message['role'] != 'system'")
+    assert deaf != own.chat_template
+    assert Template(tokenizer, deaf).example != own.example
 
 
 def test_a_format_without_a_place_for_system_messages_names_no_other() -> None:

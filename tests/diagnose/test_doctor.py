@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from posttrain.data import stream
 from posttrain.diagnose import doctor as module
 from posttrain.diagnose.doctor import Doctor
 from posttrain.diagnose.findings import Finding, has_errors
@@ -374,3 +375,12 @@ def test_findings_as_json_and_as_lines():
     assert plain["first"] == ["a, row 1"]
     assert plain["shown"] == "x"
     assert dataclasses.replace(finding, fix="", places=()).line() == "warning  disk: full"
+
+
+def test_of_a_stream_the_first_rows_are_looked_at(examined, tmp_path, monkeypatch):
+    path = tmp_path / "many.jsonl"
+    path.write_text("".join(json.dumps({"instruction": f"q{i}", "output": "pear"}) + "\n" for i in range(90)))
+    monkeypatch.setattr(stream, "LOOKED_AT", 20)
+    findings = examined("sft", dataset=str(path), streaming=True, max_steps=4)
+    assert not named(findings, "rows", "error")
+    assert "read 20 rows" in one(findings, "rows", "ok").message

@@ -169,7 +169,7 @@ def dataset_table(name: str, data: DataConfig) -> tuple[DatasetSpec, list[Row]]:
     """As ``dataset_rows``, each row with where it stands."""
     spec = resolve_dataset(name, data.dataset_dir)
     limits = [limit for limit in (spec.num_samples, data.max_samples) if limit is not None]
-    return spec, list(islice(rows_of(spec, data.split), min(limits, default=None)))
+    return spec, list(islice(rows_of(spec, data.split, streaming=data.streaming), min(limits, default=None)))
 
 
 def example_maker(

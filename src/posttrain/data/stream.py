@@ -92,6 +92,13 @@ class RowStream:
             number += 1
 
 
+def looked_at(data: DataConfig) -> DataConfig:
+    """The same data, of a stream the first rows alone: for whoever looks before a run."""
+    if not data.streaming:
+        return data
+    return replace(data, max_samples=data.max_samples or max(LOOKED_AT, 10 * int(data.val_size)))
+
+
 def stream_dataset(
     data: DataConfig,
     tokenizer: PreTrainedTokenizerBase,

@@ -26,6 +26,8 @@ EXAMPLE = (
 )
 """The chat under which templates are compared and shown."""
 
+_TOLD = (Message("system", "Be exact."), Message("user", "Thank you."))
+
 # Whose rows may go on behind the end of turn. A reward model's may not: its score is read from the last token, and
 # completions that are sampled end with their end of turn.
 _WITH_TAIL = ("sft", "dpo", "kto")
@@ -111,7 +113,7 @@ class Template:
 
     @property
     def example(self) -> str:
-        """``EXAMPLE`` as it is rendered, with its end of turn."""
+        """``EXAMPLE`` as it is rendered, with its end of turn, and a question under a system message where it can be."""
         end = str(self.tokenizer.decode(list(self.end_of_turn)))
         for messages in (EXAMPLE, EXAMPLE[:2]):
             try:
@@ -119,8 +121,14 @@ class Template:
             except UserError:  # some templates take one question only
                 continue
             if len(messages) == 2 or row:
-                return self.prompt_text(messages[:-1]) + messages[-1].content + end
+                return self.prompt_text(messages[:-1]) + messages[-1].content + end + self._told()
         return ""
+
+    def _told(self) -> str:
+        try:
+            return " " + self.prompt_text(_TOLD)
+        except UserError:  # it has no place for a system message
+            return ""
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Token ids up to where the assistant's answer begins.

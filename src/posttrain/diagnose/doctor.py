@@ -11,6 +11,7 @@ from typing import Any
 from posttrain.config import RunConfig, is_online
 from posttrain.data.datasets import Splits, load_dataset
 from posttrain.data.formats import Example
+from posttrain.data.stream import looked_at
 from posttrain.diagnose import rendering, trial
 from posttrain.diagnose import rollout as short
 from posttrain.diagnose.course import course
@@ -147,7 +148,7 @@ class Doctor:
             return sample(examples)
 
         splits = load_dataset(
-            config.data,
+            looked_at(config.data),
             self._get("tokenizer"),
             config.method.stage,
             seed=config.train.seed,

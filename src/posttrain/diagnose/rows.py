@@ -14,6 +14,7 @@ from posttrain.data.datasets import encode_examples, split_examples
 from posttrain.data.encode import EncodedPair, EncodedPrompt, Report
 from posttrain.data.formats import Example, TextExample
 from posttrain.data.rankings import EncodedRanking
+from posttrain.data.stream import looked_at
 from posttrain.data.template import EncodedRow, Template
 from posttrain.data.unpaired import EncodedAnswer, with_mismatched
 from posttrain.diagnose.pieces import cuts_of
@@ -107,7 +108,7 @@ def shown_rows(
 
 
 def _examples(config: RunConfig, report: Report, held_out: bool) -> list[Example]:
-    data, stage, margins = config.data, config.method.stage, config.reward_model.margin_column
+    data, stage, margins = looked_at(config.data), config.method.stage, config.reward_model.margin_column
     if not data.dataset:
         raise UserError("no `dataset`: name an entry of dataset_info.json or the path of a data file")
     others = Report()

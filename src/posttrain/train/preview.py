@@ -12,7 +12,7 @@ from posttrain.config import RunConfig, is_online
 from posttrain.data.cache import FILE
 from posttrain.data.datasets import load_dataset
 from posttrain.data.encode import EncodedPair
-from posttrain.data.stream import LOOKED_AT
+from posttrain.data.stream import looked_at
 from posttrain.errors import UserError
 from posttrain.models.fetch import resolve_model
 from posttrain.models.load import load_tokenizer
@@ -88,11 +88,9 @@ def _counted(config: RunConfig, num_processes: int) -> dict[str, Any]:
     model, sampled = config.model, is_online(config.method.stage)
     folder = resolve_model(model.model_name_or_path, revision=model.model_revision, cache_dir=model.cache_dir)
     tokenizer = load_tokenizer(folder, use_fast=model.use_fast_tokenizer, trust_remote_code=model.trust_remote_code)
-    data = config.data
+    data = looked_at(config.data)
     if data.tokenized_path and not (Path(data.tokenized_path).expanduser() / FILE).exists():
         data = replace(data, tokenized_path=None)  # the run itself makes it
-    if data.streaming:  # a look at the first rows
-        data = replace(data, max_samples=data.max_samples or max(LOOKED_AT, 10 * int(data.val_size)))
     splits = load_dataset(
         data,
         tokenizer,
