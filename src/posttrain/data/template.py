@@ -113,7 +113,7 @@ class Template:
 
     @property
     def example(self) -> str:
-        """``EXAMPLE`` as it is rendered, with its end of turn, and a question under a system message where it can be."""
+        """``EXAMPLE`` as it is rendered, with its end of turn; then a question under a system message, where it can."""
         end = str(self.tokenizer.decode(list(self.end_of_turn)))
         for messages in (EXAMPLE, EXAMPLE[:2]):
             try:

@@ -25,7 +25,7 @@ from posttrain.data.template import Template
 from posttrain.errors import RunError, UserError
 from posttrain.models.backbone import device
 from posttrain.models.heads import ScalarHead, trunk_width
-from posttrain.models.hub import planned_upload, upload, write_card
+from posttrain.models.hub import planned_upload, upload
 from posttrain.models.lineage import Backbone, fingerprint, read_lineage
 from posttrain.models.load import load_causal_lm, quiet, read_json
 from posttrain.models.merging import classifier, merge
@@ -91,7 +91,6 @@ def export_model(config: RunConfig, notify: Callable[[str], None] = lambda sente
     for sentence in sentences:
         notify(sentence)
     if planned is not None:
-        write_card(config, target)
         notify(f"uploaded to {upload(target, planned)}")
     return target
 

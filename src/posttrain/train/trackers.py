@@ -190,11 +190,11 @@ class WandB:
     def __init__(self, sitting: Sitting) -> None:
         import wandb
 
-        self.identity = sitting.identity or uuid.uuid4().hex[:12]
+        self.identity = os.environ.get("WANDB_RUN_ID") or sitting.identity or uuid.uuid4().hex[:12]
         self._run: Any = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "posttrain"),
             name=os.environ.get("WANDB_NAME", sitting.name),
-            id=os.environ.get("WANDB_RUN_ID", self.identity),
+            id=self.identity,
             resume="allow",
             dir=str(sitting.directory),
             config=dict(sitting.settings),
