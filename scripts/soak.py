@@ -199,8 +199,8 @@ class Soak:
             attempt.wait(lambda: attempt.trains)
             attempt.pause(self._chance.uniform(0.0, window))
             if aim == "save":
-                attempt.wait(lambda: attempt.leftovers(aim), 60.0)
-                attempt.pause(self._chance.uniform(0.0, 0.004))
+                later = self._chance.uniform(0.0, 0.004)
+                place = aim if attempt.wait(lambda: attempt.halts_in(aim, later), 60.0) else None
             elif aim != "any":
                 place = attempt.reach([aim], 60.0)
         place = attempt.kill(place)

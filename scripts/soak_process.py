@@ -156,6 +156,17 @@ class Attempt:
         names = [name for name, number in self._names().items() if self._old.get(name) != number]
         return any(pattern.fullmatch(name) for pattern, place in _LEFTOVERS if place == kind for name in names)
 
+    def halts_in(self, kind: str, later: float) -> bool:
+        """Stop it a moment after such a file came up; one that is past this place by then goes on."""
+        if not self.leftovers(kind):
+            return False
+        time.sleep(later)
+        self.send(signal.SIGSTOP)
+        if self.leftovers(kind):
+            return True
+        self.send(signal.SIGCONT)
+        return False
+
     def _began_at(self) -> int | None:
         try:
             return (self.out / "config.yaml").stat().st_ino
