@@ -35,6 +35,13 @@ def test_a_prompt_template_is_question_answer_and_end_of_sequence(make_tokenizer
     assert template.encode_prompt(chat("q")) == row.input_ids[: row.loss_mask.index(True)]
 
 
+def test_other_programs_close_answers_under_it_too(make_tokenizer):
+    template = Template(make_tokenizer(None, eos_token="<|end|>"), prompt_template=PROMPT)
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "5"}]
+    options = {"chat_template": template.chat_template, "tokenize": False}
+    assert template.tokenizer.apply_chat_template(turns, **options) == "问:q\n\n答:5<|end|>"
+
+
 def test_a_prompt_template_wins_over_the_tokenizers_own(tokenizer):
     assert Template(tokenizer, prompt_template=PROMPT).prompt_text(chat("q")) == "问:q\n\n答:"
 
