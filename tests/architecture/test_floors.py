@@ -79,7 +79,7 @@ def test_a_heavy_library_stays_in_its_rooms(package_files, library):
 
 
 def test_functional_knows_torch_and_itself_only(package_files):
-    known = ("torch", "posttrain.functional", "__future__", "typing", "collections", "math", "dataclasses")
+    known = ("torch", "posttrain.functional", "__future__", "typing", "collections", "functools", "math", "dataclasses")
     strangers = [
         f"{file.path}:{line} imports {name}"
         for file in package_files

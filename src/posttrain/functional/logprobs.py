@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from posttrain.functional.products import product, product_into
+
 # Element-wise work goes over row blocks that stay in a CPU's cache: a pass over memory costs as much as a thin product.
 _BLOCK_ELEMENTS = 1 << 18
 
@@ -96,7 +98,7 @@ class _Head(NamedTuple):
             states = hidden[rows] if factor == 1 else hidden[rows] * factor
             logits = buffer[: rows.stop - rows.start]
             if weight.dtype == dtype:
-                torch.mm(states.to(dtype), weight.T, out=logits)
+                product_into(logits, states.to(dtype), weight.T)
             else:
                 logits.copy_(states.to(weight.dtype) @ weight.T)
             if shift is not None:
@@ -125,7 +127,7 @@ class _TokenLogprobs(torch.autograd.Function):
             for block in _blocks(rows, logits):
                 _measure(head, logits[block.local], targets[block.rows], block.rows, logprobs, entropy, normaliser)
             if direction is not None:
-                mean = logits.to(weight.dtype) @ weight  # [C, D], Σ_v p_v W_v
+                mean = product(logits.to(weight.dtype), weight)  # [C, D], Σ_v p_v W_v
                 chosen = weight[targets[rows]]
                 if head.softcap is not None:
                     target_logits = logprobs[rows] + normaliser[rows]
@@ -224,11 +226,11 @@ def _recomputed(
             z.scatter_add_(1, targets[block, None], g)
             if derivative is not None:
                 z.mul_(derivative)
-        product = logits.to(weight.dtype)
+        slopes = logits.to(weight.dtype)
         if grad_hidden is not None:
-            grad_hidden[rows] = head.slope * (product @ weight)
+            grad_hidden[rows] = head.slope * product(slopes, weight)
         if grad_weight is not None:
-            grad_weight.add_(product.T @ hidden[rows].to(weight.dtype), alpha=head.slope)
+            grad_weight.add_(product(slopes.T, hidden[rows].to(weight.dtype)), alpha=head.slope)
         if grad_bias is not None:
             grad_bias.add_(logits.sum(dim=0), alpha=head.slope)
     return (

@@ -20,6 +20,7 @@ from posttrain.models.adapters import adapter_state, add_adapter, fold, lora_con
 from posttrain.models.chains import Link
 from posttrain.models.forward import is_packed, prepare_trunk
 from posttrain.models.lineage import Backbone, Lineage, check_template, read_lineage, write_lineage
+from posttrain.models.linears import quicken
 from posttrain.models.load import disable_dropout, quiet
 from posttrain.models.neftune import add_noise
 from posttrain.models.pissa import on_the_original
@@ -175,6 +176,7 @@ def finish(config: RunConfig, backbone: PreTrainedModel) -> None:
         warnings.simplefilter("always")
         if not is_packed(backbone):
             prepare_trunk(backbone)
+    quicken(backbone)  # what adapters put in since the trunk was prepared, too
     if config.method.stage == "sft" and config.sft.neftune_noise_alpha:
         add_noise(backbone, config.sft.neftune_noise_alpha)
     if config.train.gradient_checkpointing:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from posttrain.functional import token_logprobs
 from posttrain.models.attention import NAME, register
+from posttrain.models.linears import quicken
 from posttrain.models.logits import logit_scale
 from posttrain.models.packing import packed
 from posttrain.types import Batch, Outputs
@@ -32,6 +33,7 @@ def prepare_trunk(model: PreTrainedModel) -> bool:
         True when the trunk runs packed.
     """
     register()
+    quicken(model)
     before = model.config._attn_implementation
     probe = _probe_batch(int(model.config.vocab_size))
     training = model.training
