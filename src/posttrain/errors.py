@@ -26,3 +26,19 @@ class RunError(PosttrainError):
 
 class RewardError(RunError):
     """Completions that cannot be scored. Nothing was learned from them: a loop writes a checkpoint, then stops."""
+
+
+# How torch's allocators of CPU and GPU, its libraries and the system say it where they raise no type of their own.
+_OUT_OF_MEMORY = (
+    "not enough memory",
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "alloc_failed",
+    "bad_alloc",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is memory that ran out, on a CPU or a GPU."""
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from posttrain.engine import NonFiniteError
+from posttrain.engine import NonFiniteError, TooLargeError
 from posttrain.errors import RunError
 from posttrain.train.checkpoints import STATE_FILES
 from posttrain.train.failures import explained
@@ -29,11 +29,18 @@ def dying(run, error):
         MemoryError(),
         RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: not enough memory: you tried to ..."),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("std::bad_alloc"),
     ],
 )
 def test_memory_that_runs_out_names_the_keys_that_save_it(run, error):
-    with pytest.raises(RunError, match=r"max_tokens_per_microbatch.*gradient_checkpointing.*No checkpoint"):
+    with pytest.raises(RunError, match=r"finetuning_type: lora.*posttrain doctor.*No checkpoint"):
         dying(run, error)
+
+
+def test_what_is_too_large_by_itself_is_said_with_the_keys_that_make_it_smaller(run):
+    with pytest.raises(RunError, match=r"^one row of 900 tokens.*gradient_checkpointing.*cutoff_len.*No checkpoint"):
+        dying(run, TooLargeError("one row of 900 tokens."))
 
 
 def test_numbers_that_are_none_name_the_way_back(run):

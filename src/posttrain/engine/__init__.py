@@ -4,6 +4,7 @@ from posttrain.engine.engine import Engine, NonFiniteError
 from posttrain.engine.microbatches import DEFAULT_MAX_TOKENS, dealt
 from posttrain.engine.optimizer import OptimizerSettings
 from posttrain.engine.processes import Processes, joined
+from posttrain.engine.shares import TooLargeError, attempted, release_memory
 from posttrain.engine.state import DamagedError
 
 __all__ = [
@@ -13,6 +14,9 @@ __all__ = [
     "NonFiniteError",
     "OptimizerSettings",
     "Processes",
+    "TooLargeError",
+    "attempted",
     "dealt",
     "joined",
+    "release_memory",
 ]

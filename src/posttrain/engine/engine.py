@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,16 +17,20 @@ from transformers import PreTrainedModel
 
 from posttrain.algorithms import Algorithm
 from posttrain.engine import state as stored
-from posttrain.engine.microbatches import DEFAULT_MAX_TOKENS, dealt, microbatches
+from posttrain.engine.microbatches import DEFAULT_MAX_TOKENS
+from posttrain.engine.numbered import Numbered, numbered, widened
 from posttrain.engine.optimizer import OptimizerSettings, clip_gradients, drop_early_gradients, parameter_groups
 from posttrain.engine.optimizers import make_optimizer, paging_note
 from posttrain.engine.processes import Processes
+from posttrain.engine.shares import OutOfMemory, Piece, Shares, attempted
 from posttrain.engine.tally import Tally, unit_counts
 from posttrain.errors import RunError
+from posttrain.models.forward import is_packed
 from posttrain.models.roles import Roles
 from posttrain.types import AlgorithmState, Batch, LossTerm, Role, RolloutBatch
 
 B = TypeVar("B", bound=Batch)
+T = TypeVar("T")
 
 
 class NonFiniteError(RunError):
@@ -36,7 +41,8 @@ class Engine:
     """Consult frozen roles, accumulate gradients, step the optimizer, evaluate, checkpoint.
 
     A minibatch is one optimizer step's worth of rows. It is cut into micro-batches by token count, and every loss is
-    divided by one count over the whole minibatch, so the cut cannot change a result beyond summation order.
+    divided by one count over the whole minibatch, so the cut cannot change a result beyond summation order. Where
+    memory runs out, the cut gets finer and what had been computed of the step is computed again.
 
     Processes that share a run hold equal weights and are given equal batches. Each computes its share of the
     micro-batches; gradients and metrics are summed once per optimizer step, columns at the end of each call.
@@ -70,11 +76,11 @@ class Engine:
         self.algorithm_state: AlgorithmState = getattr(algorithm, "initial_state", AlgorithmState)()
         self.step = 0
         self.iteration = 0
-        self.max_tokens = max_tokens or DEFAULT_MAX_TOKENS
         self.trained_tokens = 0
         self.computed_seconds = 0.0
         self.device = next(roles.parameters()).device
         self.processes = processes or Processes()
+        self._shares = Shares(max_tokens or DEFAULT_MAX_TOKENS, self.processes)
         self._temperature = temperature
         self._seed = seed
         self._schedule = schedule
@@ -84,8 +90,18 @@ class Engine:
         note = paging_note(settings.name, self.device)
         self.notes = (note,) if note else ()
         self._pending = Tally()
+        self._tasks: list[_Task] = []
         self._micro_step = 0
         roles.train()
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens that a micro-batch may hold now."""
+        return self._shares.max_tokens
+
+    def announce_with(self, say: Callable[[str], None]) -> None:
+        """Where to say that micro-batches get smaller; a warning, unless told otherwise."""
+        self._shares.announce = say
 
     # -- roles that only answer -----------------------------------------------------------------------------------
 
@@ -102,38 +118,41 @@ class Engine:
         for group in self.roles.together(consults):
             names = {Role.ACTOR: "logprobs", Role.REFERENCE: "ref_logprobs", Role.CRITIC: "values"}
             columns: dict[str, list[Tensor]] = {names[role]: [] for role in group if role in names}
-            pieces = self._own(microbatches(_numbered(batch), self.max_tokens))
-            for piece in pieces:
-                with torch.no_grad():
-                    out = self.roles(piece, group, temperature=temperature or self._temperature)
+            pieces = []
+            ask = partial(self.roles, roles=group, temperature=temperature or self._temperature)
+            for piece, out in self._answers(numbered(batch), group, ask):
                 answers = {"logprobs": out.logprobs, "ref_logprobs": out.logprobs, "values": out.values}
+                pieces.append(piece)
                 for name, parts in columns.items():
-                    parts.append(_widened(answers[name], batch))
+                    parts.append(widened(answers[name], batch))
             batch = batch.with_columns(**{name: self._whole(parts, pieces, batch) for name, parts in columns.items()})
+        self._shares.agree()
         return batch
 
     def scores(self, batch: Batch, member: int = 0) -> Tensor:
         """[B] the reward role's score of each sequence, or that of a member of its ensemble, without gradients."""
-        pieces = self._own(microbatches(_numbered(batch), self.max_tokens))
-        with torch.no_grad():
+
+        def score(piece: Batch) -> Tensor:
             if member:
-                found = [self.roles.member_scores(piece, member) for piece in pieces]
-            else:
-                found = [self.roles(piece, (Role.REWARD,)).scores for piece in pieces]
-        return self._whole(found, pieces, batch, width=())
+                return self.roles.member_scores(piece, member)
+            scores: Tensor = self.roles(piece, (Role.REWARD,)).scores
+            return scores
+
+        answers = list(self._answers(numbered(batch), (Role.REWARD,), score))
+        self._shares.agree()
+        return self._whole([found for _, found in answers], [piece for piece, _ in answers], batch, width=())
 
     def sequence_logps(self, batch: Batch) -> Tensor:
         """[B] log-probability of each row's trained tokens under the actor as it is, without gradients or dropout."""
         batch = batch.to(self.device)
-        pieces = self._own(microbatches(_numbered(batch), self.max_tokens))
+        ask = partial(self.roles, roles=(Role.ACTOR,), temperature=self._temperature)
         self.roles.eval()
         try:
-            with torch.no_grad():
-                answers = [self.roles(piece, (Role.ACTOR,), temperature=self._temperature) for piece in pieces]
-            found = [out.logprobs.sum(dim=1) for out in answers]
+            answers = list(self._answers(numbered(batch), (Role.ACTOR,), lambda piece: ask(piece).logprobs.sum(dim=1)))
         finally:
             self.roles.train()
-        return self._whole(found, pieces, batch, width=())
+        self._shares.agree()
+        return self._whole([found for _, found in answers], [piece for piece, _ in answers], batch, width=())
 
     def gathered(self, batch: RolloutBatch) -> RolloutBatch:
         """The rows of all processes, which ``credit`` takes its statistics over: each holds them all already."""
@@ -153,24 +172,49 @@ class Engine:
             temperature: of the log-probabilities; None is the engine's.
         """
         began = time.perf_counter()
-        minibatch = minibatch.to(self.device)
-        counts = unit_counts(minibatch)
-        pieces = microbatches(minibatch, self.max_tokens, together=algorithm.rows_together)
-        for number, (piece, owner) in enumerate(self._dealt(pieces), start=self._micro_step):
-            if owner != self.processes.rank:
-                continue
-            torch.manual_seed((self._seed * 1_000_003 + self.step) * 1009 + number)  # dropout's
-            for group in self.roles.together(algorithm.trains):
-                with self.roles.wearing(group[0]):
-                    out = self.roles(piece, group, temperature=temperature or self._temperature)
-                    total = torch.zeros((), device=piece.input_ids.device)
-                    for role in group:
-                        term = algorithm.loss(role, out, piece)
-                        total = total + self._reduced(term, counts, piece, _loss_name(algorithm, role), self._pending)
-                    total.backward()
-        self._micro_step += len(pieces)
-        self.trained_tokens += int(minibatch.attention_mask.sum())
+        task = _Task(algorithm, minibatch.to(self.device), temperature or self._temperature, self.max_tokens)
+        self._tasks.append(task)
+        todo = [task]
+        while (failed := self._first_failure(todo)) is not None:
+            of, rows, why = failed
+            self._shares.lower(rows, why, together=of.algorithm.rows_together, padded=self._padded(of.algorithm.trains))
+            self.optimizer.zero_grad(set_to_none=True)
+            self._pending, self._micro_step, todo = Tally(), 0, self._tasks
+        self.trained_tokens += int(task.minibatch.attention_mask.sum())
         self.computed_seconds += time.perf_counter() - began
+
+    def _first_failure(self, tasks: Sequence[_Task]) -> tuple[_Task, Batch, OutOfMemory] | None:
+        """Add the gradients of these tasks; the micro-batch that memory ran out for, None if it sufficed."""
+        for task in tasks:
+            algorithm, minibatch = task.algorithm, task.minibatch
+            pieces, count = self._shares.own(
+                minibatch,
+                together=algorithm.rows_together,
+                padded=self._padded(algorithm.trains),
+                max_tokens=task.max_tokens,
+                first=self._micro_step,
+            )
+            counts = unit_counts(minibatch)
+            for piece in pieces:
+                failure = attempted(partial(self._backpropagate, task, piece, counts))
+                if failure is not None:
+                    return task, piece.rows, failure
+            self._micro_step += count
+        return None
+
+    def _backpropagate(self, task: _Task, piece: Piece[Batch], counts: dict[str, float]) -> None:
+        """Forward, loss and backward of one micro-batch."""
+        algorithm, rows = task.algorithm, piece.rows
+        dropout = (self._seed * 1_000_003 + self.step) * 1009 + piece.number + 15_485_863 * piece.part
+        torch.manual_seed(dropout)
+        for group in self.roles.together(algorithm.trains):
+            with self.roles.wearing(group[0]):
+                out = self.roles(rows, group, temperature=task.temperature)
+                total = torch.zeros((), device=rows.input_ids.device)
+                for role in group:
+                    term = algorithm.loss(role, out, rows)
+                    total = total + self._reduced(term, counts, rows, _loss_name(algorithm, role), self._pending)
+                total.backward()
 
     def pending(self) -> dict[str, float]:
         """The metrics of what was accumulated since the last optimizer step."""
@@ -206,26 +250,33 @@ class Engine:
         self.step += 1
         self._micro_step = 0
         self._pending = Tally()
+        self._tasks = []
+        self._shares.agree()
         self.computed_seconds += time.perf_counter() - began
         return {name: value for name, value in stats.items() if not name.startswith("loss/")}
 
     def evaluate(self, algorithm: Algorithm, batches: Iterable[Batch]) -> dict[str, float]:
         """Mean loss and metrics over held-out batches, without gradients or dropout."""
         tally, loads = Tally(), [0] * self.processes.size
+
+        def measure(piece: Batch) -> Tally:
+            found, ones = Tally(), dict.fromkeys(unit_counts(piece), 1.0)
+            for group in self.roles.together(algorithm.trains):
+                out = self.roles(piece, group, temperature=self._temperature)
+                for role in group:
+                    term = algorithm.loss(role, out, piece)
+                    self._reduced(term, ones, piece, _loss_name(algorithm, role), found)
+            return found
+
         self.roles.eval()
         try:
             for batch in batches:
-                whole = batch.to(self.device)
-                for piece in self._own(microbatches(whole, self.max_tokens, together=algorithm.rows_together), loads):
-                    ones = dict.fromkeys(unit_counts(piece), 1.0)
-                    for group in self.roles.together(algorithm.trains):
-                        with torch.no_grad():
-                            out = self.roles(piece, group, temperature=self._temperature)
-                            for role in group:
-                                term = algorithm.loss(role, out, piece)
-                                self._reduced(term, ones, piece, _loss_name(algorithm, role), tally)
+                whole, together = batch.to(self.device), algorithm.rows_together
+                for _, found in self._answers(whole, algorithm.trains, measure, together=together, loads=loads):
+                    tally.join(found)
         finally:
             self.roles.train()
+        self._shares.agree()
         means = self._of_all(tally).means()
         means["loss"] = sum(value for name, value in means.items() if name.startswith("loss/"))
         return {name: value for name, value in means.items() if not name.startswith("loss/")}
@@ -243,19 +294,26 @@ class Engine:
 
     # -- the share of this process -----------------------------------------------------------------------------------
 
-    def _own(self, pieces: list[B], loads: list[int] | None = None) -> list[B]:
-        """The micro-batches that this process computes."""
-        return [piece for piece, owner in self._dealt(pieces, loads) if owner == self.processes.rank]
+    def _answers(
+        self,
+        batch: B,
+        roles: tuple[Role, ...],
+        compute: Callable[[B], T],
+        *,
+        together: int = 1,
+        loads: list[int] | None = None,
+    ) -> Iterator[tuple[B, T]]:
+        """This process's micro-batches of a batch with what ``compute`` finds for each, without gradients."""
+        padded = self._padded(roles)
+        pieces, _ = self._shares.own(batch, together=together, padded=padded, loads=loads)
+        yield from self._shares.answers(pieces, torch.no_grad()(compute), together=together, padded=padded)
 
-    def _dealt(self, pieces: list[B], loads: list[int] | None = None) -> list[tuple[B, int]]:
-        """Each micro-batch with the rank of the process that computes it."""
-        if self.processes.size == 1:
-            return [(piece, 0) for piece in pieces]
-        costs = [int(piece.attention_mask.sum()) for piece in pieces]
-        return list(zip(pieces, dealt(costs, loads or [0] * self.processes.size), strict=True))
+    def _padded(self, roles: tuple[Role, ...]) -> bool:
+        """Whether one of these roles lives on a model that computes padding too."""
+        return not all(is_packed(self.roles.backbone_of(role)) for role in roles)
 
     def _whole(
-        self, parts: list[Tensor], pieces: list[_Numbered], batch: Batch, width: tuple[int, ...] | None = None
+        self, parts: Sequence[Tensor], pieces: Sequence[Numbered], batch: Batch, width: tuple[int, ...] | None = None
     ) -> Tensor:
         """[B, T] (or [B, *width]) from what each process found for its rows."""
         shape = (len(batch), *(batch.input_ids.shape[1:] if width is None else width))
@@ -289,7 +347,7 @@ class Engine:
         try:
             self.step = int(counters["step"])
             self.iteration = int(counters["iteration"])
-            self.max_tokens = int(counters["max_tokens"])
+            self._shares.reset(int(counters["max_tokens"]))
             self.trained_tokens = int(counters["trained_tokens"])
             self.computed_seconds = float(counters["computed_seconds"])
             self.algorithm_state = AlgorithmState(**counters["algorithm_state"])
@@ -318,26 +376,15 @@ class Engine:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Numbered(Batch):
-    """A batch that remembers which rows it was cut from. rows_of: [B] int64."""
+@dataclass(frozen=True)
+class _Task:
+    """What one call of ``accumulate`` adds to a step; ``max_tokens`` is what all processes dealt it out by."""
 
-    rows_of: Tensor
+    algorithm: Algorithm
+    minibatch: Batch
+    temperature: float
+    max_tokens: int
 
 
 def _loss_name(algorithm: Algorithm, role: Role) -> str:
     return f"loss/{type(algorithm).__name__}/{role}"
-
-
-def _numbered(batch: Batch) -> _Numbered:
-    numbers = torch.arange(len(batch), device=batch.input_ids.device)
-    return _Numbered(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, loss_mask=batch.loss_mask, rows_of=numbers
-    )
-
-
-def _widened(column: Tensor | None, batch: Batch) -> Tensor:
-    """[b, t] padded on the right to the width of ``batch``."""
-    if column is None:
-        raise ValueError("the role consulted did not answer: its costume has the wrong head")
-    return torch.nn.functional.pad(column, (0, batch.input_ids.shape[1] - column.shape[1]))

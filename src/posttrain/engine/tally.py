@@ -24,6 +24,11 @@ class Tally:
         self.sums[name] = self.sums.get(name, torch.zeros((), device=total.device)) + total.detach()
         self.counts[name] = self.counts.get(name, 0.0) + count
 
+    def join(self, other: Tally) -> None:
+        """Add what another one has added up."""
+        for name, total in other.sums.items():
+            self.add(name, total, other.counts[name])
+
     def means(self) -> dict[str, float]:
         """Name -> sum / count."""
         return {name: float(total) / max(self.counts[name], 1e-12) for name, total in self.sums.items()}

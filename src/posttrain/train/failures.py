@@ -6,12 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from posttrain.engine import DamagedError, NonFiniteError
-from posttrain.errors import RewardError, RunError, UserError
+from posttrain.engine import DamagedError, NonFiniteError, TooLargeError
+from posttrain.errors import RewardError, RunError, UserError, is_out_of_memory
 from posttrain.train.run_directory import RunDirectory
-
-# How torch's allocators of CPU and GPU, and the system, say it where they raise no type of their own.
-_OUT_OF_MEMORY = ("not enough memory", "out of memory", "can't allocate memory", "cannot allocate memory")
 
 
 @contextmanager
@@ -25,13 +22,19 @@ def explained(directory: RunDirectory) -> Iterator[None]:
         yield
     except NonFiniteError as error:
         raise RunError(f"{error} {directory.way_back()}") from error
+    except TooLargeError as error:
+        raise RunError(
+            f"{error} Set gradient_checkpointing: true, which changes no result, or a smaller cutoff_len or "
+            f"max_new_tokens; `posttrain doctor` says what takes how much. {directory.way_back()}"
+        ) from error
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise RunError(
-            "memory ran out. Set max_tokens_per_microbatch (512, then less), which changes no result, and "
-            "gradient_checkpointing: true; a smaller cutoff_len, max_new_tokens or num_rollout_slots helps too. "
-            f"{directory.way_back()}"
+            "memory ran out where no smaller micro-batch helps, which would have been tried. finetuning_type: lora, an "
+            "optimizer with smaller moments (optim: adafactor or adamw_8bit), quantization_bit: 4 or a smaller model "
+            "does, and while completions are sampled a smaller cutoff_len or max_new_tokens; `posttrain doctor` says "
+            f"what takes how much. {directory.way_back()}"
         ) from error
 
 
@@ -63,7 +66,3 @@ def reading(checkpoint: Path, directory: RunDirectory) -> Iterator[None]:
         yield
     except DamagedError as error:
         raise UserError(f"{error} {directory.way_around(checkpoint)}") from error
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY)

@@ -106,6 +106,7 @@ def prepared(
     if directory.notice:
         notify(directory.notice)
     engine = make_engine(config, assembly.roles, plan, processes)
+    engine.announce_with(notify)
     for sentence in engine.notes:
         notify(sentence)
     return Parts(config, directory, tokenizer, splits, plan, assembly, engine)
@@ -198,6 +199,7 @@ def fit(parts: Parts, notify: Callable[[str], None]) -> dict[str, Any]:
         ) as log,
         explained(directory),
     ):
+        parts.engine.announce_with(progress.note)
         stage = make_stage(parts, progress)
         monitor = Monitor(
             settings,
