@@ -26,8 +26,9 @@ def fits(piece, budget, *, rows_of_a_unit=1):
 
 
 @settings(deadline=None)
-@given(rows=rows_of_tokens, budget=st.integers(1, 90), start=st.integers(0, 20))
-def test_every_row_once_within_the_budget(make_batch, rows, budget, start) -> None:
+@given(rows=rows_of_tokens, budget=st.integers(1, 90), start=st.integers(0, 20), system=st.sampled_from([0, 12]))
+def test_every_row_once_within_the_budget(make_batch, rows, budget, start, system) -> None:
+    rows = [[7] * system + row for row in rows]
     batch = make_batch(rows, starts=[min(start, len(row) - 1) for row in rows])
     pieces = microbatches(batch, budget)
     assert sorted(row for piece in pieces for row in live(piece)) == sorted(map(tuple, rows))
@@ -109,6 +110,15 @@ def test_single_rows_share_one_system_message(make_batch) -> None:
     pieces = microbatches(batch, 40)
     assert sorted(len(piece) for piece in pieces) == [2, 4]
     assert sorted(packed(piece).num_tokens for piece in pieces) == [34, 40]
+
+
+def test_a_group_does_not_share_what_its_rows_share_less_of(make_batch) -> None:
+    """Rows share one beginning each: those of the group its 44 tokens, and nobody the 20 of the system message."""
+    system = [7] * 20
+    rows = [[*system, *[1] * 30], *([*system, *[2] * 24, n] for n in (8, 9))]
+    batch = make_batch(rows, starts=[21, 44, 44])
+    assert [len(piece) for piece in microbatches(batch, 95)] == [1, 2]
+    assert [packed(piece).num_tokens for piece in microbatches(batch, 96)] == [96]
 
 
 def test_a_row_longer_than_the_budget_stands_alone(make_batch) -> None:
