@@ -1,0 +1,1 @@
+"""Side-by-side runs of posttrain and its peers; ``python -m benchmarks.compare --help``."""
