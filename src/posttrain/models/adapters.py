@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from posttrain.errors import UserError
 from posttrain.models.adapter_files import MAGNITUDE, file_key
+from posttrain.models.lora_linear import fuse
 from posttrain.models.quantize import Int8Linear, is_quantized
 
 
@@ -97,6 +98,7 @@ def add_adapter(
         # a second adapter on a model is what we mean, not an accident
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         inject_adapter_in_model(config, model, adapter_name=name)
+    fuse(model)
     model.train(model.training)  # what is put in trains, its dropout too, whatever the model does
     _refuse_layers(model, name, on_head=on_head)
     _measure_magnitudes(model, name)
