@@ -15,6 +15,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
+from posttrain.functional import products
+from posttrain.models.linears import QuickConv1D, QuickLinear
+
+_BASES = (nn.Linear, Conv1D, QuickLinear, QuickConv1D)
+
 
 class FusedLoraLinear(LoraLinear):
     """A peft layer that computes plain LoRA by itself and leaves every other kind to peft.
@@ -25,7 +30,7 @@ class FusedLoraLinear(LoraLinear):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Args: x: [..., in]. Returns: [..., out]."""
         base = self.base_layer
-        if args or kwargs or self.disable_adapters or self.merged or type(base) not in (nn.Linear, Conv1D):
+        if args or kwargs or self.disable_adapters or self.merged or type(base) not in _BASES:
             return super().forward(x, *args, **kwargs)
         worn = [name for name in self.active_adapters if name in self.lora_A]
         if not worn:
@@ -66,10 +71,10 @@ class _Sum(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scales: tuple[float, ...], *pairs: Tensor
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        out = rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
+        out = products.linear(rows, weight, bias)
         narrow: list[Tensor | None] = []  # [r, N] of each adapter that trains, scaled
         for scale, down, up, trains in zip(scales, pairs[0::2], pairs[1::2], ctx.needs_input_grad[5::2], strict=True):
-            inner = (down @ rows.T).mul_(scale)
+            inner = products.product(down, rows.T).mul_(scale)
             narrow.append(inner if trains else None)
             out.addmm_(inner.T, up.T)
         ctx.scales = scales
@@ -86,13 +91,13 @@ class _Sum(torch.autograd.Function):
         pairs, narrow = rest[:count], rest[count:]
         wants_x = ctx.needs_input_grad[0]
         grad = grad.reshape(-1, grad.shape[-1])
-        grad_x = grad @ weight if wants_x else None
+        grad_x = products.product(grad, weight) if wants_x else None
         grads: list[Tensor | None] = []
         for number, (scale, down, up) in enumerate(zip(ctx.scales, pairs[0::2], pairs[1::2], strict=True)):
             wants_down, wants_up = ctx.needs_input_grad[4 + 2 * number : 6 + 2 * number]
-            inner = (up.T @ grad.T).mul_(scale) if wants_x or wants_down else None  # [r, N]
+            inner = products.product(up.T, grad.T).mul_(scale) if wants_x or wants_down else None  # [r, N]
             if grad_x is not None and inner is not None:
                 grad_x.addmm_(inner.T, down)
-            grads.append(inner @ rows if wants_down and inner is not None else None)
-            grads.append((narrow[number] @ grad).T if wants_up else None)
+            grads.append(products.product(inner, rows) if wants_down and inner is not None else None)
+            grads.append(products.product(narrow[number], grad).T if wants_up else None)
         return None if grad_x is None else grad_x.view(ctx.shape), None, None, None, *grads
