@@ -337,3 +337,21 @@ def test_wrong_attention_is_refused():
     _, theirs = models("llama")
     with pytest.raises(ValueError, match="set_attn_implementation"):
         SlotSampler(theirs)
+
+
+def test_recorded_values_are_the_heads_of_the_states_before(pair):
+    """Against a padded forward: the value at a token is read from the state that it was drawn from."""
+    ours, theirs = pair
+    prompts = make_prompts([4, 13, 6, 2], samples=3)
+    weight = torch.randn(ours.get_input_embeddings().weight.shape[1], generator=torch.Generator().manual_seed(1))
+    sampler = SlotSampler(ours, num_slots=4, prefill_tokens=16, value_head=lambda hidden: hidden @ weight)
+    plain = SlotSampler(ours, num_slots=4, prefill_tokens=16).generate(prompts, params())
+    completions = sampler.generate(prompts, params())
+    assert [c.token_ids for c in completions] == [c.token_ids for c in plain]
+    assert all(c.values is None for c in plain)
+    for completion in completions:
+        asked = prompts[completion.prompt_index].input_ids
+        with torch.no_grad():
+            hidden = theirs.get_decoder()(torch.tensor([[*asked, *completion.token_ids]])).last_hidden_state[0]
+        expected = hidden[len(asked) - 1 : -1] @ weight
+        torch.testing.assert_close(torch.tensor(completion.values), expected, atol=1e-4, rtol=1e-5)

@@ -23,6 +23,7 @@ from posttrain.train.machine import peak_memory_bytes
 from posttrain.train.metrics import duration
 from posttrain.train.parts import Parts, make_algorithm, optimizer_rows
 from posttrain.train.progress import Progress
+from posttrain.train.scoring import scored
 from posttrain.train.stages import OnlineStage
 from posttrain.types import Role, RolloutBatch
 
@@ -107,7 +108,7 @@ class Iteration:
         """
         if self.batch is None:
             return
-        batch = self.batch = online.scored(self._run(), self.batch)
+        batch = self.batch = scored(self._run().reward, self.batch)
         rewards = batch.rewards
         assert rewards is not None
         values = [float(value) for value in rewards]

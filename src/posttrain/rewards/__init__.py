@@ -1,5 +1,6 @@
 """Where rewards come from: one method, ``reward(batch) -> [B]``."""
 
+from posttrain.rewards.apart import Begun, Job, begin, job
 from posttrain.rewards.build import build_reward
 from posttrain.rewards.classifier import ClassifierReward
 from posttrain.rewards.ensemble import EnsembleReward
@@ -13,16 +14,20 @@ from posttrain.rewards.scripted import ScriptedReward
 from posttrain.rewards.weighted import WeightedReward, measured
 
 __all__ = [
+    "Begun",
     "ClassifierReward",
     "EnsembleReward",
     "FunctionReward",
     "HttpReward",
+    "Job",
     "Reward",
     "RoleReward",
     "RuleReward",
     "ScriptedReward",
     "SqlExecutionReward",
     "WeightedReward",
+    "begin",
     "build_reward",
+    "job",
     "measured",
 ]

@@ -26,6 +26,8 @@ class SqlExecutionReward:
     Statements are run read-only under limits, as in ``posttrain eval`` with task sql.
     """
 
+    is_apart = True
+
     def __init__(self, folder: Path, *, time_limit_s: float = 2.0, row_limit: int = 10_000) -> None:
         """Take the limits.
 

@@ -123,6 +123,11 @@ class FunctionReward:
             notify=notify,
         )
 
+    @property
+    def is_apart(self) -> bool:
+        """Whether another thread may ask it: without a time limit a function is called in the main one, as ever."""
+        return self._limit_s is not None or self._signature.is_async
+
     def check(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Refuse rows that lack a column which the function cannot do without.
 

@@ -36,6 +36,8 @@ class HttpReward:
     tokens. The answer to both is ``{"scores": [...]}``, one number for each completion, in their order.
     """
 
+    is_apart = True
+
     def __init__(
         self,
         url: str,

@@ -108,6 +108,8 @@ class Judge:
 class JudgeReward:
     """What a judge gives each completion on its scale."""
 
+    is_apart = True
+
     def __init__(
         self,
         judge: Judge,

@@ -10,7 +10,11 @@ from posttrain.types import RolloutBatch
 
 
 class Reward(Protocol):
-    """Scores completions; higher is better."""
+    """Scores completions; higher is better.
+
+    One whose attribute ``is_apart`` is True needs no model of the run: it is asked in a thread of its own, while the
+    engine asks its roles. See ``posttrain.rewards.apart``.
+    """
 
     def __call__(self, batch: RolloutBatch) -> Tensor:
         """One number for each sequence.

@@ -37,6 +37,8 @@ _CLOSE = 1e-6
 class RuleReward:
     """What a rule says of each completion."""
 
+    is_apart = True
+
     def __init__(self, rule: Rule, *, name: str, reads: Callable[[Mapping[str, Any]], Any] | None = None) -> None:
         """Take a rule.
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from posttrain.rewards.apart import Begun, job
 from posttrain.rewards.protocol import Reward
 from posttrain.types import RolloutBatch
 
@@ -56,7 +57,29 @@ class WeightedReward:
 
     def __call__(self, batch: RolloutBatch) -> Tensor:
         """[B] the weighted sum."""
-        self.last = {name: part(batch).float() for name, part in self._parts.items()}
+        return self._sum({name: part(batch) for name, part in self._parts.items()}, batch)
+
+    def begin(self, batch: RolloutBatch) -> Begun:
+        """The same sum, begun: parts that need no model of the run work apart, the others are asked now."""
+        jobs = {name: job(part, batch) for name, part in self._parts.items()}
+        apart = {name: found for name, found in jobs.items() if found is not None}
+        in_turn: dict[str, Tensor] = {}
+
+        def finish(results: list[Any]) -> Tensor:
+            for (name, found), result in zip(apart.items(), results, strict=True):
+                in_turn[name] = found.finish(result)
+            return self._sum({name: in_turn[name] for name in self._parts}, batch)
+
+        begun = Begun([found.work for found in apart.values()], finish)
+        try:
+            in_turn |= {name: part(batch) for name, part in self._parts.items() if name not in apart}
+        except BaseException:
+            begun.give_up()
+            raise
+        return begun
+
+    def _sum(self, scores_of: Mapping[str, Tensor], batch: RolloutBatch) -> Tensor:
+        self.last = {name: scores.float() for name, scores in scores_of.items()}
         total = torch.zeros(len(batch), device=batch.input_ids.device)
         for name, scores in self.last.items():
             if self._norm == "batch":

@@ -115,6 +115,7 @@ class Completion:
         logprobs: for each of them log p under the policy: after temperature, before every other processor.
         ended: True if a stop token ended it, False if it was cut at ``max_new_tokens``.
         prompt_index: ``Prompt.index``. sample_index: 0 .. samples - 1.
+        values: for each token the value of the state before it, where the sampler has the critic's head; else None.
     """
 
     token_ids: list[int]
@@ -122,6 +123,7 @@ class Completion:
     ended: bool
     prompt_index: int
     sample_index: int
+    values: list[float] | None = None
 
 
 class Sampler(Protocol):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,9 +58,17 @@ class SlotSampler:
             for the call.
         num_slots: sequences decoded side by side.
         prefill_tokens: prompt tokens admitted in one step (one longer prompt is admitted alone).
+        value_head: [M, D] hidden states -> [M] values of the states that tokens are drawn from; None records none.
     """
 
-    def __init__(self, model: Any, *, num_slots: int = 16, prefill_tokens: int = 2048) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        num_slots: int = 16,
+        prefill_tokens: int = 2048,
+        value_head: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         if num_slots < 1 or prefill_tokens < 1:
             raise ValueError("num_slots and prefill_tokens must be at least 1")
         if model.get_decoder().config._attn_implementation != attention.NAME:
@@ -68,6 +76,7 @@ class SlotSampler:
         self.model = model
         self.num_slots = num_slots
         self.prefill_tokens = prefill_tokens
+        self.value_head = value_head
         self.counters = Counters()
         self.version = 0
 
@@ -127,6 +136,7 @@ class _Sequence:
     sample_index: int
     numbers: list[float]
     seen: Tensor | None
+    values: list[float] | None
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     ended: bool = False
@@ -143,6 +153,7 @@ class _Sequence:
             ended=self.ended,
             prompt_index=self.group.prompt.index,
             sample_index=self.sample_index,
+            values=self.values,
         )
 
 
@@ -239,13 +250,14 @@ class _Generation:
                 vocabulary = self.sampler.model.get_output_embeddings().weight.shape[0]
                 seen = torch.zeros(vocabulary, dtype=torch.bool, device=self.device)
                 seen[list(prompt.input_ids)] = True
-            group.sequences.append(_Sequence(group, index, numbers, seen))
+            values: list[float] | None = None if self.sampler.value_head is None else []
+            group.sequences.append(_Sequence(group, index, numbers, seen, values))
 
     def _step(self, admitted: list[_Group]) -> None:
         """One forward: a token for every live slot, and the admitted prompts."""
         live = [sequence for sequence in self.live if sequence is not None]
-        logits = self._forward(live, admitted)
-        self._draw(logits, live + [sequence for group in admitted for sequence in group.sequences])
+        logits, values = self._forward(live, admitted)
+        self._draw(logits, values, live + [sequence for group in admitted for sequence in group.sequences])
         for slot, sequence in enumerate(live):
             if self._finished(sequence):
                 self.live[slot] = None
@@ -263,8 +275,8 @@ class _Generation:
                 else:
                     self.waiting.append(sequence)
 
-    def _forward(self, live: list[_Sequence], admitted: list[_Group]) -> Tensor:
-        """Logits [S, V]: a row for every live slot, then one for every sample of every admitted prompt."""
+    def _forward(self, live: list[_Sequence], admitted: list[_Group]) -> tuple[Tensor, Tensor | None]:
+        """Logits [S, V] and values [S]: for every live slot, then for every sample of every admitted prompt."""
         positions = [sequence.cached for sequence in live]
         self.cache.reserve(max(positions, default=0) + 1)
         capacity, counters = self.cache.capacity, self.sampler.counters
@@ -292,16 +304,26 @@ class _Generation:
         counters.prefill_tokens += len(tokens) - len(live)
         hidden = out.last_hidden_state[0]
         if not admitted:
-            return logits_of(self.sampler.model, hidden)
+            return self._answers(hidden)
         heads = sorted(set(rows))  # samples of one prompt share its row of logits
-        logits = logits_of(self.sampler.model, hidden[heads])
+        logits, values = self._answers(hidden[heads])
         if len(heads) == len(rows):
-            return logits
+            return logits, values
         row_of = {row: index for index, row in enumerate(heads)}
-        return logits[[row_of[row] for row in rows]]
+        shared = [row_of[row] for row in rows]
+        return logits[shared], None if values is None else values[shared]
 
-    def _draw(self, logits: Tensor, sequences: list[_Sequence]) -> None:
+    def _answers(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the heads say of states [M, D]: logits [M, V], and values [M] where there is a value head."""
+        head = self.sampler.value_head
+        return logits_of(self.sampler.model, hidden), None if head is None else head(hidden)
+
+    def _draw(self, logits: Tensor, values: Tensor | None, sequences: list[_Sequence]) -> None:
         """Append one token to each sequence."""
+        if values is not None:
+            for sequence, value in zip(sequences, values.tolist(), strict=True):
+                if sequence.values is not None:
+                    sequence.values.append(value)
         params = self.params
         numbers = seen = too_early = None
         if params.do_sample:

@@ -43,6 +43,7 @@ def laid_out(tokenizer: PreTrainedTokenizerBase, rows: Sequence[tuple[EncodedPro
     attention_mask = torch.zeros(len(rows), width, dtype=torch.bool)
     loss_mask = torch.zeros(len(rows), width, dtype=torch.bool)
     logprobs = torch.zeros(len(rows), width)
+    values = torch.zeros(len(rows), width) if all(c.values is not None for _, c in rows) else None
     for b, (prompt, completion) in enumerate(rows):
         start = len(prompt.input_ids)
         end = start + len(completion.token_ids)
@@ -50,11 +51,14 @@ def laid_out(tokenizer: PreTrainedTokenizerBase, rows: Sequence[tuple[EncodedPro
         attention_mask[b, :end] = True
         loss_mask[b, start:end] = True
         logprobs[b, start:end] = torch.tensor(completion.logprobs)
+        if values is not None and completion.values is not None:
+            values[b, start:end] = torch.tensor(completion.values)
     return RolloutBatch(
         input_ids=input_ids,
         attention_mask=attention_mask,
         loss_mask=loss_mask,
         logprobs=logprobs,
+        values=values,
         ended=torch.tensor([c.ended for _, c in rows]),
         prompts=tuple(prompt.text for prompt, _ in rows),
         completions=tuple(str(tokenizer.decode(c.token_ids, skip_special_tokens=True)) for _, c in rows),

@@ -16,13 +16,14 @@ from posttrain.data.batches import epoch_order
 from posttrain.data.encode import EncodedPrompt
 from posttrain.data.stream import RowStream
 from posttrain.engine import Engine
-from posttrain.rewards import EnsembleReward, Reward, WeightedReward, measured
+from posttrain.rewards import Reward, measured
 from posttrain.rollout import Sampler, SamplingParams
 from posttrain.train.experience import collect, joined, minibatches, sequence_kl, telling
 from posttrain.train.gates import check_kl, check_ratio
 from posttrain.train.mixture import Mixture
 from posttrain.train.monitor import Monitor
 from posttrain.train.repetition import repetition
+from posttrain.train.scoring import judged, scored
 from posttrain.types import Role, RolloutBatch
 
 
@@ -119,11 +120,8 @@ def learn(
     engine, algorithm = run.engine, run.algorithm
     with watch.phase("score"):
         phase("score", 0, 0)
-        if batch.rewards is None:
-            batch = scored(run, batch)
-        if iteration == 0:
-            run.on_first_rewards(batch)
-        batch = engine.consult(algorithm.consults, batch)
+        on_rewards = run.on_first_rewards if iteration == 0 else None
+        batch, waited = judged(engine, run.reward, algorithm.consults, batch, on_rewards)
     if iteration == 0:
         check_kl(batch, run.tolerance)
     before = engine.algorithm_state
@@ -131,6 +129,7 @@ def learn(
     with watch.phase("train"):
         stats = update(run, iteration, batch, phase)
     engine.iteration = iteration + 1
+    stats["seconds_reward_wait"] = waited
     stats |= algorithm.statistics(batch, before) | part_means(batch) | {"repetition": repetition(batch.completions)}
     return batch, stats | watch.take(_live_tokens(batch, run.epochs))
 
@@ -177,26 +176,19 @@ def experience(
     if not run.dynamic_rounds:
         return batch
     group, wanted = run.algorithm.group_size, len(batch)
-    batch = scored(run, batch)
+    batch = scored(run.reward, batch)
     found = [telling(batch, group)]
     for again in range(1, run.dynamic_rounds + 1):
         if sum(map(len, found)) >= wanted:
             break
         with watch.phase("generate"):
             more = _drawn(run, iteration, again, phase)
-        found.append(telling(scored(run, more), group))
+        found.append(telling(scored(run.reward, more), group))
     kept = [rows for rows in found if len(rows)]
     if not kept:
         return batch
     whole = joined(kept)
     return whole.rows(torch.arange(min(wanted, len(whole)), device=whole.input_ids.device))
-
-
-def scored(run: OnlineRun, batch: RolloutBatch) -> RolloutBatch:
-    """The batch with its rewards, and with their parts where they are a sum."""
-    rewards = run.reward(batch)
-    parts = dict(run.reward.last) if isinstance(run.reward, WeightedReward | EnsembleReward) else None
-    return batch.with_columns(rewards=rewards, reward_parts=parts)
 
 
 def part_means(batch: RolloutBatch) -> dict[str, float]:

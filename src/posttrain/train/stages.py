@@ -30,6 +30,7 @@ from posttrain.train.mixture import Mixture
 from posttrain.train.monitor import Monitor
 from posttrain.train.parts import Parts, make_algorithm, optimizer_rows
 from posttrain.train.progress import Progress
+from posttrain.train.recorded import recorded_value_head
 from posttrain.types import AlgorithmState, Role, RolloutBatch
 
 # float32 differs between sampling and training by summation order only; half precision by its rounding.
@@ -183,7 +184,9 @@ class OnlineStage:
 
 def make_sampler(parts: Parts, actor: PreTrainedModel) -> Sampler:
     """The slots of this process; several processes share out the prompts."""
-    sampler, processes = SlotSampler(actor, num_slots=parts.config.online.num_rollout_slots), parts.engine.processes
+    processes = parts.engine.processes
+    head = recorded_value_head(parts.assembly.roles)
+    sampler = SlotSampler(actor, num_slots=parts.config.online.num_rollout_slots, value_head=head)
     return sampler if processes.size == 1 else DealtSampler(sampler, processes)
 
 
