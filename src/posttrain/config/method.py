@@ -126,5 +126,7 @@ class PreferenceConfig:
         (), help="Adapters that the reference wears, on `ref_model` or else on `model_name_or_path`.", path=True
     )
     cache_ref_logps: bool = option(
-        True, help="Keep the reference's log-probabilities in `output_dir`, for a run that is resumed."
+        True,
+        help="Keep the reference's log-probabilities: in `output_dir`, for a run that is resumed, and in the cache "
+        "folder of models and datasets, for later runs on the same rows and weights.",
     )

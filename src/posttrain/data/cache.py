@@ -81,7 +81,7 @@ def kept_splits(
                 return _with_note(found, f"encoded rows are those that were kept in {path}; {again}")
             made = make()
             _write(path, made, {"created": time.time_ns()})
-            _forget_old(path.parent)
+            forget_old(path.parent)
             return made
     except _NoPlaceError as error:
         return _with_note(made or make(), f"encoded rows are not kept for the next run: {error}")
@@ -205,7 +205,7 @@ def _with_note(splits: Splits, note: str) -> Splits:
     return replace(splits, notes=(*splits.notes, note))
 
 
-def _forget_old(folder: Path) -> None:
+def forget_old(folder: Path) -> None:
     """Remove what no run has used for a month."""
     for file in folder.glob("*.safetensors"):
         with suppress(OSError):  # another process was faster, or has it open

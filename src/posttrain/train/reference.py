@@ -7,13 +7,10 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from posttrain.config import is_online
 from posttrain.data.batches import collate
@@ -24,10 +21,10 @@ from posttrain.models.assemble_reference import has_reference_model, reference_r
 from posttrain.models.quantize import quantization
 from posttrain.train.parts import Parts, make_algorithm
 from posttrain.train.progress import Progress
+from posttrain.train.reference_cache import keep, keep_shared, kept, kept_shared, shared_place
 from posttrain.types import Batch, Role
 
 FILE = "reference_logps.safetensors"
-_NAME = "logps"
 _SEQUENCES_AT_ONCE = 64
 _ROWS_AT_ONCE = 4  # of a reference model of its own: two pairs
 
@@ -37,7 +34,7 @@ def with_reference(parts: Parts, stream: TextIO) -> Parts:
 
     The policy gives them before it trains: it is its own reference, so no second model is ever in memory, whichever
     weights train. A ``ref_model`` gives them instead, and leaves again. They are kept in the run directory for a run
-    that is resumed.
+    that is resumed, and where that pays for all later runs on the same rows and weights.
 
     Args:
         parts: the engine before its first step, and before a checkpoint is read into it.
@@ -52,14 +49,7 @@ def with_reference(parts: Parts, stream: TextIO) -> Parts:
     def rows() -> Iterator[Any]:
         return chain(train.first(count) if isinstance(train, RowStream) else train, splits.validation)
 
-    cache = parts.directory.path / FILE if config.preference.cache_ref_logps else None
-    ask, identity = _asked(parts)
-    key = content_hash((text for row in rows() for text in _sequences(row)), identity)
-    logps = _kept(cache, key) if parts.engine.processes.size == 1 else None
-    if logps is None:
-        logps = _measured(parts, rows(), count + len(splits.validation), ask, stream)
-        if cache is not None and parts.engine.processes.is_first:
-            parts.directory.write_file(FILE, lambda path: save_file({_NAME: logps}, path, metadata={"key": key}))
+    logps = _logps(parts, rows, count + len(splits.validation), stream)
     values = logps.tolist()
     pairs = list(zip(values[0::2], values[1::2], strict=True))
     validation = _said(splits.validation, pairs[count:])
@@ -67,14 +57,57 @@ def with_reference(parts: Parts, stream: TextIO) -> Parts:
     return replace(parts, splits=replace(splits, train=said, validation=validation))
 
 
+def _logps(parts: Parts, rows: Callable[[], Iterator[Any]], count: int, stream: TextIO) -> Tensor:
+    """[2 R] what the reference says of ``count`` rows: kept by this run or another one, else measured now."""
+    place = parts.directory.path / FILE if parts.config.preference.cache_ref_logps else None
+    ask, identity, model = _asked(parts)
+    num_tokens = 0
+
+    def texts() -> Iterator[EncodedRow]:
+        nonlocal num_tokens
+        for text in (text for row in rows() for text in _sequences(row)):
+            num_tokens += len(text)
+            yield text
+
+    of_rows = content_hash(texts(), "")
+    key = hashlib.sha256(f"{identity} {of_rows}".encode()).hexdigest()
+    if parts.engine.processes.size > 1:  # on several machines the files of one may be missing on another
+        logps = _measured(parts, rows(), count, ask, stream)
+        if place is not None and parts.engine.processes.is_first:
+            parts.directory.write_file(FILE, lambda path: keep(path, logps, key))
+        return logps
+    found = kept(place, key)
+    if found is not None:
+        return found
+    shared = None if place is None else shared_place(model, of_rows, num_tokens, _how(parts))
+    found = kept_shared(shared)
+    if found is None:
+        found = _measured(parts, rows(), count, ask, stream)
+        problem = None if shared is None else keep_shared(shared, found)
+        if problem:
+            print(f"posttrain: what the reference says is not kept for other runs: {problem}", file=stream)
+    else:
+        print(f"posttrain: what the reference says of {count} rows is taken from {shared}", file=stream)
+    if place is not None:
+        logps = found
+        parts.directory.write_file(FILE, lambda path: keep(path, logps, key))
+    return found
+
+
+def _how(parts: Parts) -> tuple[object, ...]:
+    """What decides about the last bits: a run that finds what another one kept goes on with those it would measure."""
+    form = quantization(parts.engine.roles.backbone_of(Role.ACTOR))
+    return parts.engine.device.type, parts.engine.max_tokens, torch.get_num_threads(), form
+
+
 def _said(rows: Iterable[Any], pairs: Iterable[tuple[float, float]]) -> list[Any]:
     return [replace(row, ref_logps=pair) for row, pair in zip(rows, pairs, strict=True)]
 
 
-def _asked(parts: Parts) -> tuple[Callable[[Batch], Tensor], str]:
-    """Who gives the log-probabilities [B] of a batch, and a name for its weights."""
+def _asked(parts: Parts) -> tuple[Callable[[Batch], Tensor], str, nn.Module]:
+    """Who gives the log-probabilities [B] of a batch, a name for its weights, and the model that holds them."""
     if not has_reference_model(parts.config):
-        return parts.engine.sequence_logps, _identity(parts)
+        return parts.engine.sequence_logps, _identity(parts), parts.engine.roles
     roles, identity = reference_roles(parts.config)
 
     def answers(batch: Batch) -> Tensor:
@@ -83,7 +116,7 @@ def _asked(parts: Parts) -> tuple[Callable[[Batch], Tensor], str]:
             pieces = [batch.rows(some).to(parts.engine.device) for some in rows]
             return torch.cat([roles(piece, (Role.REFERENCE,)).logprobs.sum(dim=1) for piece in pieces])
 
-    return answers, identity
+    return answers, identity, roles
 
 
 def _measured(parts: Parts, rows: Iterator[Any], count: int, ask: Callable[[Batch], Tensor], stream: TextIO) -> Tensor:
@@ -119,16 +152,3 @@ def content_hash(rows: Iterable[EncodedRow], model: str) -> str:
 
 def _sequences(row: Any) -> tuple[EncodedRow, EncodedRow]:
     return (row.chosen, row.rejected) if isinstance(row, EncodedPair) else (row.row, row.mismatched)
-
-
-def _kept(cache: Path | None, key: str) -> Tensor | None:
-    """The log-probabilities of an earlier attempt, where they are of the same weights and rows."""
-    if cache is None or not cache.is_file():
-        return None
-    try:
-        with safe_open(cache, framework="pt") as file:
-            if (file.metadata() or {}).get("key") != key:
-                return None
-        return load_file(cache)[_NAME]
-    except (OSError, SafetensorError, KeyError):
-        return None
