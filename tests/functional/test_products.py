@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from posttrain.functional import products
@@ -90,3 +91,21 @@ def test_they_are_counted_like_torchs(asked) -> None:
         counts.append(counter.get_total_flops())
     assert counts[0] == counts[1] == 3 * 2 * 160 * 96 * 112
     assert len(asked) == 3
+
+
+def test_adding_a_product_holds_no_second_result(asked) -> None:
+    a, b, out = numbers(5000, 33, seed=0), numbers(33, 64, seed=1), numbers(5000, 64, seed=2)
+    exact = (out.double() + 0.5 * a.double() @ b.double()).float()
+
+    class Made(TorchDispatchMode):
+        largest = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            found = func(*args, **(kwargs or {}))
+            self.largest = max(self.largest, found.numel())
+            return found
+
+    with Made() as made:
+        products.add_product(out, a, b, alpha=0.5)
+    torch.testing.assert_close(out, exact, atol=1e-4, rtol=1e-5)
+    assert made.largest < out.numel() / 2

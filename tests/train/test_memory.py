@@ -6,6 +6,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from posttrain.errors import UserError
 from posttrain.models import attention
+from posttrain.models.activations import fuse_activations
 from posttrain.models.adapters import add_adapter, lora_config
 from posttrain.models.assemble import offline_assembly, online_assembly
 from posttrain.models.forward import trunk
@@ -35,7 +36,7 @@ def test_a_skeleton_keeps_what_the_model_keeps(make_model, make_batch, tmp_path,
     model.save_pretrained(tmp_path)
     planned = saved_bytes(trainable(skeleton(tmp_path, dtype=torch.float32), kind), 96)
     attention.register()
-    model.set_attn_implementation(attention.NAME)
+    fuse_activations(model).set_attn_implementation(attention.NAME)
     own = {p.untyped_storage().data_ptr() for p in trainable(model, kind).parameters()}
     held = {}
 

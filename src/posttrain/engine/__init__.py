@@ -4,7 +4,7 @@ from posttrain.engine.engine import Engine, NonFiniteError
 from posttrain.engine.microbatches import DEFAULT_MAX_TOKENS, dealt
 from posttrain.engine.optimizer import OptimizerSettings
 from posttrain.engine.processes import Processes, joined
-from posttrain.engine.shares import TooLargeError, attempted, release_memory
+from posttrain.engine.shares import TooLargeError, attempted, release_memory, return_freed_memory
 from posttrain.engine.state import DamagedError
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "dealt",
     "joined",
     "release_memory",
+    "return_freed_memory",
 ]

@@ -174,7 +174,16 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    return_freed_memory()
+
+
+def return_freed_memory() -> None:
+    """Hand back to the system what the C library keeps of memory that was freed.
+
+    Glibc keeps pieces below 32 MB for later: after an update of all weights that is as much as its activations took,
+    and what is decoded next, kept in larger pieces, comes on top of it. Other C libraries are left alone.
+    """
     if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries than glibc have none
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)

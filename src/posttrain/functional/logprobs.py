@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from posttrain.functional.products import product, product_into
+from posttrain.functional.products import add_product, product, product_into
 
 # Element-wise work goes over row blocks that stay in a CPU's cache: a pass over memory costs as much as a thin product.
 _BLOCK_ELEMENTS = 1 << 18
@@ -230,7 +230,7 @@ def _recomputed(
         if grad_hidden is not None:
             grad_hidden[rows] = head.slope * product(slopes, weight)
         if grad_weight is not None:
-            grad_weight.add_(product(slopes.T, hidden[rows].to(weight.dtype)), alpha=head.slope)
+            add_product(grad_weight, slopes.T, hidden[rows].to(weight.dtype), alpha=head.slope)
         if grad_bias is not None:
             grad_bias.add_(logits.sum(dim=0), alpha=head.slope)
     return (

@@ -63,6 +63,13 @@ def product_into(out: Tensor, a: Tensor, b: Tensor) -> None:
         out[:, columns] = _linear(a, b[:, columns].T, None)
 
 
+def add_product(out: Tensor, a: Tensor, b: Tensor, *, alpha: float = 1.0) -> None:
+    """Add alpha [M, K] [K, N] to ``out`` [M, N], a few rows at a time: no second [M, N] is held. Without gradients."""
+    for start in range(0, len(a), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        out[rows].add_(product(a[rows], b), alpha=alpha)
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from posttrain.config import RunConfig
 from posttrain.errors import UserError
+from posttrain.models.activations import fuse_activations
 from posttrain.models.adapters import lora_layers
 from posttrain.models.backbone import device, load_backbone, precision
 from posttrain.models.fetch import resolve_model
@@ -167,7 +168,7 @@ class GivenModel:
         for parameter in self.model.parameters():
             tensor = parameter.detach().clone() if copies else parameter.detach()
             kept[id(parameter)] = parameter if trains_base else nn.Parameter(tensor, requires_grad=False)
-        return copy.deepcopy(self.model, kept)
+        return fuse_activations(copy.deepcopy(self.model, kept))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -160,6 +160,8 @@ def load_causal_lm(
     """
     from transformers import AutoModelForCausalLM
 
+    from posttrain.models.activations import fuse_activations
+
     folder = _existing(path)
     check_model_folder(folder)
     chosen, note = choose_dtype(dtype, device, folder)
@@ -184,7 +186,7 @@ def load_causal_lm(
             )
     except Exception as error:  # configuration, architecture and weight files fail with classes of their own
         raise UserError(f"{folder} cannot be loaded as a causal language model: {first_line(error)}") from error
-    model: PreTrainedModel = loaded[0]
+    model: PreTrainedModel = fuse_activations(loaded[0])
     _require_whole(folder, set(loaded[1]["missing_keys"]) - (_output_head(model) if trunk_only else set()))
     if trunk_only:
         _share_embedding(model)

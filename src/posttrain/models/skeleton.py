@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from posttrain.errors import UserError
 from posttrain.models import attention
+from posttrain.models.activations import fuse_activations
 from posttrain.models.load import first_line, quiet, read_json
 
 _META = torch.device("meta")
@@ -43,7 +44,7 @@ def skeleton(folder: str | Path, *, dtype: torch.dtype, trust_remote_code: bool 
     attention.register()
     model.set_attn_implementation(attention.NAME)
     model.requires_grad_(False)
-    return model
+    return fuse_activations(model)
 
 
 def saved_bytes(model: PreTrainedModel, num_tokens: int, longest: int | None = None) -> int:

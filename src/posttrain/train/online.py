@@ -15,7 +15,7 @@ from posttrain.algorithms import OnlineAlgorithm
 from posttrain.data.batches import epoch_order
 from posttrain.data.encode import EncodedPrompt
 from posttrain.data.stream import RowStream
-from posttrain.engine import Engine
+from posttrain.engine import Engine, return_freed_memory
 from posttrain.rewards import Reward, measured
 from posttrain.rollout import Sampler, SamplingParams
 from posttrain.train.experience import collect, joined, minibatches, sequence_kl, telling
@@ -224,6 +224,7 @@ def rollout(
         first_index: of the prompts, which seeds their samples too.
     """
     params = replace(run.sampling, iteration=iteration)
+    return_freed_memory()
     with run.engine.weights(Role.ACTOR):
         return collect(
             run.sampler,
