@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.compare.reward_adapter import reward_adapter
+
 from posttrain.config import load_config
 from posttrain.data.datasets import load_dataset
 from posttrain.data.encode import EncodedPair, EncodedPrompt
@@ -59,6 +61,10 @@ def prepared(spec: Mapping[str, Any], data: Path, folder: Path) -> dict[str, Any
             rows = [_plain(encoded[number], spec) for number in chosen]
             _write(place / "rows.json", [_answered(row, a) for row, a in zip(rows, answers, strict=True)])
         _write(place / "about.json", about)
+    if stage == "ppo":
+        of_reward = hashlib.sha256(json.dumps([spec["model"], spec["lora_rank"], str(data)]).encode()).hexdigest()[:16]
+        reward = reward_adapter(Path(spec["model"]), data, folder / f"reward-{of_reward}", rank=spec["lora_rank"])
+        found["reward_folder"] = str(reward)
     return found | json.loads((place / "about.json").read_text(encoding="utf-8"))
 
 

@@ -70,7 +70,12 @@ COMMON: dict[str, Any] = {
     "seed": 42,
     "threads": 2,
 }
-_PPO = {"epochs": 4, "num_rows": 8, "steps": 1, "beta": 0.1}
+# LLaMA-Factory 0.8.2 begins with TRL's coefficient of the penalty, which no key changes; top_p and top_k are those of
+# the setting that is compared, the temperature is its default.
+_PPO = {
+    **{"epochs": 4, "num_rows": 8, "steps": 1, "beta": 0.2, "ppo_target": 6.0, "learning_rate": 1e-5},
+    **{"temperature": 0.95, "top_p": 0.9, "top_k": 0},
+}
 BY_STAGE: dict[str, dict[str, Any]] = {
     "sft": {"steps": 4, "num_rows": 16},
     "rm": {"steps": 4, "num_rows": 16},

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import runpy
 import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 from benchmarks.compare import venvs
-from benchmarks.compare.blocks import Blocks
+from benchmarks.compare.blocks import SIDES, Blocks
 from benchmarks.compare.inputs import prepared
+from benchmarks.compare.reward_adapter import KNOWN
 from benchmarks.compare.rows import Row, chosen
+from safetensors.torch import load_file
 
 FRUITS = ["apple", "pear", "plum", "fig", "lime", "kiwi", "date", "peach"]
 
@@ -92,6 +95,21 @@ def test_sampled_answers_are_counted_with_their_prompts(block) -> None:
 
 
 @pytest.mark.slow
+def test_answers_of_ppo_are_scored_by_an_adapter_in_the_peers_layout(block, tmp_path) -> None:
+    row = next(row for row in chosen("ppo", "llamafactory") if row.name == "4x2")
+    found, rows = block(row, steps=1, batch=2, accumulation=2, epochs=2, num_rows=4)
+    assert found["samples"] == 4 == len(found["lengths"])
+    assert found["generated_tokens"] == sum(found["lengths"])
+    assert found["live_tokens"] == sum(len(row["prompt_ids"]) for row in rows) + found["generated_tokens"]
+    assert found["first_loss"] < -1  # the mean log-probability of given answers
+    assert found["first_grad_norm"] != 0  # their mean score
+    (adapter,) = (tmp_path / "inputs").glob("reward-*")
+    assert set(json.loads((adapter / "adapter_config.json").read_text("utf-8"))) <= set(KNOWN)
+    assert set(load_file(adapter / "value_head.safetensors")) == {"v_head.summary.weight", "v_head.summary.bias"}
+    assert found["peak_rss_bytes"] > 1e8
+
+
+@pytest.mark.slow
 def test_decoded_tokens_are_counted(block) -> None:
     found, _ = block(chosen("decode", "transformers")[0], slots=2)
     assert found["live_tokens"] == found["generated_tokens"] <= 4 * 8
@@ -106,3 +124,23 @@ def test_too_few_rows_that_fit_are_an_error(tiny_llama, demo, tmp_path) -> None:
     spec = {"stage": "dpo", "model": str(tiny_llama), "cutoff_len": 64, "num_rows": 8}
     with pytest.raises(ValueError, match="7 rows fit into 64 tokens; 8 are needed"):
         prepared(spec, demo, tmp_path)
+
+
+def test_a_folder_is_written_as_older_libraries_read_it(tmp_path) -> None:
+    new = tmp_path / "new"
+    new.mkdir()
+    config = {"dtype": "float32", "hidden_size": 8, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
+    tokenizer = {"model": {"type": "BPE", "merges": [["a", "b"], ["ab", "c"]]}}
+    named = {"tokenizer_class": "TokenizersBackend", "extra_special_tokens": ["<|a|>"], "eos_token": "<|a|>"}
+    for name, value in (("config", config), ("tokenizer", tokenizer), ("tokenizer_config", named)):
+        (new / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
+    (new / "model.safetensors").write_bytes(b"weights")
+    old = runpy.run_path(str(SIDES / "older_folder.py"))["older_folder"](new, tmp_path / "old")
+    read = {name: json.loads((old / f"{name}.json").read_text("utf-8")) for name in ("config", "tokenizer")}
+    plain = {"torch_dtype": "float32", "hidden_size": 8, "rope_theta": 5e5, "rope_scaling": None}
+    assert read["config"] == plain
+    assert read["tokenizer"]["model"]["merges"] == ["a b", "ab c"]
+    assert json.loads((old / "tokenizer_config.json").read_text("utf-8")) == {
+        **{"tokenizer_class": "PreTrainedTokenizerFast", "additional_special_tokens": ["<|a|>"], "eos_token": "<|a|>"}
+    }
+    assert (old / "model.safetensors").read_bytes() == b"weights"

@@ -12,7 +12,7 @@ from window import Window, read_rows, read_spec, write_result
 from posttrain.data.batches import collate
 from posttrain.data.template import EncodedRow, pad_token_id
 from posttrain.train import online, run
-from posttrain.types import RolloutBatch
+from posttrain.types import Batch, Role, RolloutBatch
 
 REWARD = f"{Path(__file__).with_name('rewards.py')}:distinct_share"
 
@@ -24,14 +24,15 @@ def online_keys(spec: dict[str, Any]) -> dict[str, Any]:
     if spec["stage"] == "grpo":
         found |= {"num_return_sequences": spec["group_size"], "kl_coef": spec["beta"], "reward_funcs": REWARD}
     else:
-        found |= {"reward_model": spec["reward_folder"], "kl_coef": spec["beta"]}
+        found |= {"reward_model": spec["reward_folder"], "critic": "value_head", "kl_coef": spec["beta"]}
+        found |= {name: spec[name] for name in ("ppo_target", "temperature", "top_p", "top_k")}
     if spec["variant"] == "ours_top_third":
         found["trainable_layers"] = spec["trainable_layers"]
     return found
 
 
-def given_logps(parts: Any, rows: list[dict[str, Any]]) -> float:
-    """Mean log-probability of the rows' given answers, as the policy starts."""
+def given(parts: Any, rows: list[dict[str, Any]]) -> Batch:
+    """Prompts with their given answers."""
     encoded = [
         EncodedRow(
             row["prompt_ids"] + row["answer_ids"],
@@ -39,8 +40,18 @@ def given_logps(parts: Any, rows: list[dict[str, Any]]) -> float:
         )
         for row in rows
     ]
-    total = parts.engine.sequence_logps(collate(encoded, pad_token_id(parts.tokenizer))).sum()
-    return float(total) / sum(len(row["answer_ids"]) for row in rows)
+    return collate(encoded, pad_token_id(parts.tokenizer))
+
+
+def before(parts: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What both sides must agree on before they sample: what policy and reward say of given answers."""
+    batch = given(parts, rows)
+    found = {"first_loss": float(parts.engine.sequence_logps(batch).sum() / batch.loss_mask.sum())}
+    notes = ["first_loss is the mean log-probability of given answers under the policy as it starts"]
+    if Role.REWARD in parts.engine.roles:
+        found["first_grad_norm"] = float(parts.engine.scores(batch.to(parts.engine.device)).mean())
+        notes.append("first_grad_norm is their mean score: no gradient can be compared")
+    return {**found, "notes": notes}
 
 
 def main() -> None:
@@ -50,13 +61,13 @@ def main() -> None:
     parts = begun(online_keys(spec))
     if [list(row.input_ids) for row in parts.splits.train] != [row["prompt_ids"] for row in rows]:
         raise RuntimeError("the run samples from other prompts than those that the other side is given")
-    first = given_logps(parts, rows)
+    first = before(parts, rows)
     window, batches = Window(), []
     fit, learn = online.fit, online.learn
 
     def learned(*args: Any, **kwargs: Any) -> tuple[RolloutBatch, dict[str, float]]:
         found = learn(*args, **kwargs)
-        batches.append((int(found[0].attention_mask.sum()), int(found[0].loss_mask.sum()), len(found[0]), found[1]))
+        batches.append((int(found[0].attention_mask.sum()), found[0].loss_mask.sum(dim=1).tolist(), found[1]))
         return found
 
     online.learn = learned
@@ -66,13 +77,10 @@ def main() -> None:
     write_result(
         window,
         live_tokens=sum(live for live, *_ in batches),
-        generated_tokens=sum(sampled for _, sampled, *_ in batches),
-        samples=sum(count for *_, count, _ in batches),
-        first_loss=first,
-        notes=[
-            "first_loss is the mean log-probability of given answers under the policy as it starts",
-            *map(str, phases),
-        ],
+        generated_tokens=sum(sum(answers) for _, answers, _ in batches),
+        samples=sum(len(answers) for _, answers, _ in batches),
+        lengths=[int(length) for _, answers, _ in batches for length in answers],
+        **{**first, "notes": [*first["notes"], *map(str, phases)]},
     )
 
 
