@@ -34,11 +34,14 @@ class Batch:
         input_ids: [B, T] int64.
         attention_mask: [B, T] bool, True on real tokens; made from lengths, never from token ids.
         loss_mask: [B, T] bool, True on tokens that train (as targets).
+        lower_states: for each row, where its tokens' states behind the frozen lower layers are kept; () where they
+            are not (``models/split``).
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     loss_mask: Tensor
+    lower_states: tuple[Any, ...] = ()
 
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])

@@ -44,6 +44,7 @@ CASES = {
             **{"reward_part_norm": "batch", "reward_part_clip": 1.5, "value_coef": 10.0},
         },
     ),
+    "ppo, last layer": (2, "ppo", 2, {**UNEVEN, "trainable_layers": 1, "max_steps": 3, "num_return_sequences": 2}),
     "dpo": (2, "dpo", 2, {**UNEVEN, "pref_ftx": 0.1, "val_size": 2}),
     "kto": (2, "kto", 2, {**UNEVEN, "kto_rejected_weight": 1.5, "val_size": 4}),
     "grpo": (2, "grpo", 2, {**UNEVEN, "num_return_sequences": 2, "dynamic_sampling": True, "ptx_batch_size": 3}),

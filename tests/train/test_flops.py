@@ -46,7 +46,7 @@ MAPPING = {
 
 @dataclass
 class Costs:
-    """What one token costs in this model, in floating point operations."""
+    """What one token costs in the layers that wear adapters, in floating point operations."""
 
     trunk: int
     head: int
@@ -56,7 +56,8 @@ class Costs:
     @classmethod
     def of(cls, roles):
         """Read from the shapes of the backbone; one adapter is worn."""
-        linear = [m for n, m in roles.backbone.named_modules() if hasattr(m, "base_layer")]
+        named = {n: m for n, m in roles.backbone.named_modules() if hasattr(m, "base_layer")}
+        linear, layers = list(named.values()), {n.partition(".layers.")[2].partition(".")[0] for n in named}
         adapter = linear[0].lora_A
         name = next(iter(adapter))
         config = roles.backbone.config
@@ -64,7 +65,7 @@ class Costs:
             trunk=2 * sum(m.base_layer.weight.numel() for m in linear),
             head=2 * roles.backbone.lm_head.weight.numel(),
             lora=2 * sum(m.lora_A[name].weight.numel() + m.lora_B[name].weight.numel() for m in linear),
-            attention=4 * config.num_hidden_layers * config.hidden_size,
+            attention=4 * len(layers) * config.hidden_size,
         )
 
     def forward(self, plan, targets, adapters):
@@ -161,10 +162,14 @@ def uneven_data(tmp_path):
 def measured(tiny_config, trained, uneven_data, tmp_path, monkeypatch):
     """Run a stage with default keys and return executed / allowed by phase."""
 
-    def run(stage, **keys):
+    def run(stage, *, reward_adapter="all", **keys):
+        reward = trained / "rm"
+        if reward_adapter == "top":
+            reward = tmp_path / "rm"
+            train_run.train(tiny_config("rm", reward, save_strategy="no", trainable_layers=1))
         keys = {"dataset": str(uneven_data / f"{stage}.json"), "cutoff_len": 160, "save_strategy": "no", **keys}
         if stage == "ppo":
-            keys |= {"reward_model": str(trained / "rm"), "num_return_sequences": 2, "max_new_tokens": 16}
+            keys |= {"reward_model": str(reward), "num_return_sequences": 2, "max_new_tokens": 16}
         ledger = Ledger(monkeypatch)
         train_run.train(tiny_config(stage, tmp_path / "out", **keys))
         return ledger.shares()
@@ -178,6 +183,20 @@ def test_default_runs_execute_what_live_tokens_need(measured, stage) -> None:
     assert shares.keys() == ({"train", "score", "generate"} if stage == "ppo" else {"train"})
     for phase, share in shares.items():
         assert 0.8 < share <= SLACK, f"{phase}: {share:.2f} of the formula"
+
+
+def test_adapters_on_the_last_layers_cost_those_layers(measured) -> None:
+    """Updates and scoring begin above the frozen layers, whose states are there already."""
+    shares = measured("ppo", trainable_layers=1, reward_adapter="top")
+    for phase in ("train", "score"):
+        assert 0.7 < shares[phase] <= SLACK, f"{phase}: {shares[phase]:.2f} of the formula"
+
+
+def test_frozen_layers_that_run_in_every_pass_exceed_the_bound(measured, monkeypatch) -> None:
+    monkeypatch.setattr(Engine, "with_lower_states", lambda engine, batch: batch)
+    shares = measured("ppo", trainable_layers=1, reward_adapter="top")
+    assert shares["train"] > 1.2, shares
+    assert shares["score"] > 1.3, shares
 
 
 @pytest.mark.parametrize("stage", ["sft", "rm"])

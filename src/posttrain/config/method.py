@@ -31,6 +31,12 @@ class MethodConfig:
     lora_target: tuple[str, ...] = option(
         ("all",), help="Names of the linear layers that get an adapter; `all` is every one except the head."
     )
+    trainable_layers: float | None = option(
+        None,
+        help="lora: adapters on the last N layers only (below 1: on that share of them); stages that sample then "
+        "compute the layers beneath once for each completion. null is all layers.",
+        above=0,
+    )
     lora_rank: int = option(8, help="Inner dimension of a LoRA adapter.", minimum=1)
     lora_alpha: int | None = option(None, help="LoRA scale, divided by the rank; null is twice `lora_rank`.", minimum=1)
     lora_dropout: float = option(0.0, help="Dropout before a LoRA adapter.", minimum=0, below=1)

@@ -49,10 +49,19 @@ def quantization_problems(config: RunConfig) -> Iterator[tuple[str, str]]:
 def adapter_kind_problems(config: RunConfig) -> Iterator[tuple[str, str]]:
     """Kinds of LoRA that do not go together, or not with the stage or the base."""
     method, bits = config.method, config.model.quantization_bit
-    for key in ("use_dora", "pissa_init", "loraplus_lr_ratio"):
+    for key in ("use_dora", "pissa_init", "loraplus_lr_ratio", "trainable_layers"):
         if config.value(key) and method.finetuning_type != "lora":
-            yield key, f"`{key}` is about LoRA adapters; finetuning_type: {method.finetuning_type} has none"
+            instead = "; there it is freeze_trainable_layers" if key == "trainable_layers" else ""
+            instead = instead if method.finetuning_type == "freeze" else ""
+            yield key, f"`{key}` is about LoRA adapters; finetuning_type: {method.finetuning_type} has none{instead}"
             return
+    layers = method.trainable_layers
+    if layers is not None and layers > 1 and not layers.is_integer():
+        yield (
+            "trainable_layers",
+            f"`trainable_layers: {layers:g}` is neither a number of layers nor a share of them; write {int(layers)}, "
+            "or a share below 1",
+        )
     if method.use_dora and method.pissa_init:
         yield (
             "pissa_init",

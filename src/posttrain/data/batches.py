@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence, Sized
+from typing import Any
 
 import torch
 
@@ -147,7 +148,7 @@ def _ref_logps(rows: Sequence[EncodedPair | EncodedAnswer]) -> torch.Tensor | No
     return torch.tensor(known, dtype=torch.float32) if len(known) == 2 * len(rows) else None
 
 
-def _columns(rows: Sequence[EncodedRow], pad_id: int) -> dict[str, torch.Tensor]:
+def _columns(rows: Sequence[EncodedRow], pad_id: int) -> dict[str, Any]:
     if not rows:
         raise ValueError("a batch needs at least one row")
     lengths = torch.tensor([len(row) for row in rows])

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from posttrain.algorithms import Algorithm
 from posttrain.engine import state as stored
+from posttrain.engine.lower_states import lower_parts, piece_states, row_states
 from posttrain.engine.microbatches import DEFAULT_MAX_TOKENS
 from posttrain.engine.numbered import Numbered, numbered, widened
 from posttrain.engine.optimizer import OptimizerSettings, clip_gradients, drop_early_gradients, parameter_groups
@@ -104,6 +105,14 @@ class Engine:
         self._shares.announce = say
 
     # -- roles that only answer -----------------------------------------------------------------------------------
+
+    def with_lower_states(self, batch: B) -> B:
+        """The batch with its states behind the frozen lower layers, if there are such; for roles without dropout."""
+        if not (parts := lower_parts(self.roles, self._parameters)):
+            return batch
+        own = list(self._answers(numbered(batch), tuple(parts.values()), partial(piece_states, self.roles, parts)))
+        self._shares.agree()
+        return batch.with_columns(lower_states=row_states(parts, batch, own, self.processes))
 
     def consult(
         self, consults: tuple[Role, ...], batch: RolloutBatch, *, temperature: float | None = None

@@ -21,7 +21,11 @@ def numbered(batch: Batch) -> Numbered:
     """The sequences of a batch under their numbers."""
     numbers = torch.arange(len(batch), device=batch.input_ids.device)
     return Numbered(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, loss_mask=batch.loss_mask, rows_of=numbers
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        loss_mask=batch.loss_mask,
+        lower_states=batch.lower_states,
+        rows_of=numbers,
     )
 
 

@@ -21,6 +21,7 @@ from posttrain.errors import UserError
 from posttrain.models.adapter_files import MAGNITUDE, file_key
 from posttrain.models.lora_linear import fuse
 from posttrain.models.quantize import Int8Linear, is_quantized
+from posttrain.models.split import decoder_layers
 
 
 def linear_names(model: PreTrainedModel) -> list[str]:
@@ -45,11 +46,17 @@ def lora_config(
     targets: Sequence[str],
     use_rslora: bool = False,
     use_dora: bool = False,
+    top_layers: float | None = None,
 ) -> LoraConfig:
     """A LoRA configuration whose targets exist in the model.
 
+    Args:
+        model: the backbone. rank, alpha, dropout, use_rslora, use_dora: as peft has them.
+        targets: names of linear layers, or "all".
+        top_layers: how many of the last layers get adapters, below 1 as a share of them; None is all.
+
     Raises:
-        UserError: if a target names no linear layer.
+        UserError: if a target names no linear layer, or the model has not so many layers.
     """
     available = linear_names(model)
     wanted = available if tuple(targets) == ("all",) else list(targets)
@@ -59,6 +66,9 @@ def lora_config(
             f"lora_target names {', '.join(missing)}, but {type(model).__name__} has no such linear layer. "
             f"It has: {', '.join(available)}. Use one of them, or lora_target: all."
         )
+    layers = None if top_layers is None else last_layers(model, top_layers)
+    if layers:
+        _refuse_lower(model, wanted, layers)
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -66,9 +76,41 @@ def lora_config(
         target_modules=wanted,
         use_rslora=use_rslora,
         use_dora=use_dora,
+        layers_to_transform=layers,
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),
         task_type="CAUSAL_LM",
     )
+
+
+def _refuse_lower(model: PreTrainedModel, targets: Sequence[str], layers: Sequence[int]) -> None:
+    """A layer that is named in full gets its adapter wherever it is: refuse those beneath the chosen ones."""
+    top = tuple(f"{decoder_layers(model)[0]}.{number}." for number in layers)
+    full = {name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D | LoraLayer)}
+    for name in targets:
+        if name in full and not name.startswith(top):
+            raise UserError(
+                f"lora_target names {name}, which is not in the last {len(layers)} layers that trainable_layers "
+                "chooses; remove one of the two"
+            )
+
+
+def last_layers(model: PreTrainedModel, wanted: float) -> list[int]:
+    """The numbers of the last layers.
+
+    Args:
+        model: whose they are. wanted: how many, or below 1 a share of them, at least one.
+
+    Raises:
+        UserError: the model has fewer.
+    """
+    count = len(decoder_layers(model)[1])
+    if wanted > count:
+        raise UserError(
+            f"trainable_layers is {wanted:g}, but {type(model).__name__} has {count} layers: use 1 to {count}, a share "
+            "of them such as 0.33, or leave the key out to put adapters into all"
+        )
+    taken = int(wanted) if wanted >= 1 else max(1, round(wanted * count))
+    return list(range(count - taken, count))
 
 
 def add_adapter(

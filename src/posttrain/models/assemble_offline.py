@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from posttrain.config import RunConfig
 from posttrain.config.loader import STAGE_DEFAULT
 from posttrain.errors import UserError
-from posttrain.models.adapters import add_adapter, linear_names
+from posttrain.models.adapter_files import PREFIX
+from posttrain.models.adapters import add_adapter, last_layers, linear_names
 from posttrain.models.assembly import (
     Assembly,
     base_parameters,
@@ -27,6 +28,7 @@ from posttrain.models.given import NOTHING_GIVEN, Given
 from posttrain.models.heads import ScalarHead, trunk_width
 from posttrain.models.pissa import saved_form, start_from_singular_vectors
 from posttrain.models.roles import Costume, SharedRoles
+from posttrain.models.split import decoder_layers
 from posttrain.types import Role
 
 
@@ -101,6 +103,7 @@ def _without_effect(config: RunConfig, backbone: PreTrainedModel, link: Link) ->
         "use_rslora": (method.use_rslora, own.use_rslora),
         "use_dora": (method.use_dora, own.use_dora),
         "pissa_init": (method.pissa_init, False),
+        "trainable_layers": _numbers_of_layers(backbone, method.trainable_layers, link),
         "lora_target": (",".join(sorted({t.rsplit(".", 1)[-1] for t in targets})), ",".join(sorted(covered))),
     }
     return tuple(
@@ -109,6 +112,14 @@ def _without_effect(config: RunConfig, backbone: PreTrainedModel, link: Link) ->
         for key, (given, has) in pairs.items()
         if given != has and config.sources.get(key, STAGE_DEFAULT) != STAGE_DEFAULT
     )
+
+
+def _numbers_of_layers(backbone: PreTrainedModel, wanted: float | None, link: Link) -> tuple[int, int]:
+    """How many layers are to have adapters, and how many have those of a link."""
+    layers, found = decoder_layers(backbone)
+    prefix = f"{PREFIX}{layers}."
+    covered = {key.removeprefix(prefix).split(".")[0] for key in link.files.state if key.startswith(prefix)}
+    return len(found) if wanted is None else len(last_layers(backbone, wanted)), len(covered)
 
 
 def _score_head(config: RunConfig, backbone: PreTrainedModel, links: Sequence[Link], given: Given) -> ScalarHead:

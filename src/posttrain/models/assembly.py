@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from peft import LoraConfig
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.config import MethodConfig, RunConfig
@@ -27,6 +27,7 @@ from posttrain.models.pissa import on_the_original
 from posttrain.models.quantize import is_quantized
 from posttrain.models.roles import Roles
 from posttrain.models.saving import share
+from posttrain.models.split import decoder_layers
 from posttrain.types import Role
 
 WITH_DROPOUT = ("pt", "sft", "rm")
@@ -111,8 +112,8 @@ def base_parameters(model: PreTrainedModel, method: MethodConfig) -> frozenset[s
     names = [name for name, _ in model.named_parameters()]
     if method.finetuning_type == "full":
         return frozenset(names)
-    count = int(model.config.get_text_config().num_hidden_layers)
-    layers = next(n for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count)
+    layers, found = decoder_layers(model)
+    count = len(found)
     wanted = method.freeze_trainable_layers
     if wanted == 0 or abs(wanted) > count:
         raise UserError(
@@ -144,6 +145,7 @@ def new_adapter(config: RunConfig, backbone: PreTrainedModel) -> LoraConfig:
         targets=method.lora_target,
         use_rslora=method.use_rslora,
         use_dora=method.use_dora,
+        top_layers=method.trainable_layers,
     )
 
 

@@ -15,6 +15,7 @@ from posttrain.models.attention import NAME, register
 from posttrain.models.linears import quicken
 from posttrain.models.logits import logit_scale
 from posttrain.models.packing import packed
+from posttrain.models.split import LowerPart, kept_states, lower, run_packed, upper
 from posttrain.types import Batch, Outputs
 
 # Two exact computations of the same attention differ by rounding only; real disagreement is orders larger.
@@ -64,17 +65,48 @@ def is_packed(model: PreTrainedModel) -> bool:
     return bool(model.config._attn_implementation == NAME)
 
 
-def trunk(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+def runs_in_parts(model: PreTrainedModel, num_layers: int) -> bool:
+    """Whether the trunk can be cut behind its first layers; says why where it cannot. Tested as packing is."""
+    if not is_packed(model):
+        return False
+    plan = packed(_probe_batch(int(model.config.vocab_size)).to(next(model.parameters()).device))
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            found = upper(model, plan, num_layers, lower(model, plan, num_layers))
+            reason = _disagreement(found, run_packed(model, plan), model.dtype, "the parts' and the whole's")
+    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    finally:
+        model.train(training)
+    if reason:
+        warnings.warn(
+            f"{type(model).__name__} cannot run in parts ({reason}); its {num_layers} lower layers are computed again "
+            "in every pass, which is slower.",
+            stacklevel=2,
+        )
+    return not reason
+
+
+def trunk(model: PreTrainedModel, batch: Batch, below: LowerPart | None = None) -> tuple[Tensor, Tensor]:
     """Hidden states of every real token after the last layer (and its norm).
+
+    Args:
+        model: the backbone, already wearing the right adapters.
+        batch: [B, T].
+        below: the part of it that does not run where the batch keeps its states.
 
     Returns:
         hidden [N, D] and index [B, T]: ``hidden[index[b, t]]`` is the state after token (b, t).
     """
-    decoder = model.get_decoder()
     if is_packed(model):
         plan = packed(batch)
-        out = decoder(input_ids=plan.input_ids, position_ids=plan.position_ids, use_cache=False, plan=plan)
-        return out.last_hidden_state[0], plan.index
+        states = kept_states(batch, plan, below)
+        if states is None or below is None:
+            return run_packed(model, plan), plan.index
+        return upper(model, plan, below.num_layers, states), plan.index
+    decoder = model.get_decoder()
     width = batch.input_ids.shape[1]
     out = decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), use_cache=False)
     rows = torch.arange(len(batch), device=batch.input_ids.device)[:, None] * width
@@ -89,6 +121,7 @@ def answer(
     *,
     wants: tuple[str, ...],
     temperature: float = 1.0,
+    below: LowerPart | None = None,
 ) -> Outputs:
     """Run the trunk once and let each wanted head answer.
 
@@ -99,8 +132,9 @@ def answer(
         wants: among "lm_head" (log-probabilities and entropy where ``loss_mask``), "value" (value of the state before
             each token where ``loss_mask``), "score" (at the last real token, see ``ScalarHead.ends``).
         temperature: the policy's; logits are divided by it.
+        below: the part of the trunk that does not run where the batch keeps its states.
     """
-    hidden, index = trunk(model, batch)
+    hidden, index = trunk(model, batch, below)
     fields: dict[str, Any] = {}
     if "lm_head" in wants or "value" in wants:
         counted = batch.loss_mask.clone()
@@ -145,7 +179,7 @@ def _table(batch: Batch, row: Tensor, column: Tensor, values: Tensor) -> Tensor:
     return table.index_put((row, column), values)
 
 
-def _disagreement(found: Tensor, expected: Tensor, dtype: torch.dtype) -> str:
+def _disagreement(found: Tensor, expected: Tensor, dtype: torch.dtype, whose: str = "packed and padded") -> str:
     """How two tables of hidden states [N, D] differ by more than rounding; "" where they do not.
 
     In float32 the largest difference counts. In half precision, where single numbers may be far off, it is the worst
@@ -155,10 +189,10 @@ def _disagreement(found: Tensor, expected: Tensor, dtype: torch.dtype) -> str:
     if dtype in (torch.bfloat16, torch.float16):
         gap = (gaps.float().mean(-1) / sizes.float().mean(-1)).max().item()
         tolerance = HALF_PROBE_EPSILONS * torch.finfo(dtype).eps
-        return "" if gap <= tolerance else f"packed and padded hidden states of a token differ by {gap:.0%}"
+        return "" if gap <= tolerance else f"{whose} hidden states of a token differ by {gap:.0%}"
     gap = gaps.max().item()
     tolerance = PROBE_TOLERANCE * max(1.0, sizes.max().item())
-    return "" if gap <= tolerance else f"packed and padded hidden states differ by {gap:.2g}"
+    return "" if gap <= tolerance else f"{whose} hidden states differ by {gap:.2g}"
 
 
 def _probe_batch(vocab_size: int) -> Batch:

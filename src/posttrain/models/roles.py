@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from posttrain.models.adapters import adapter_parameters, check_stack, lora_layers, merged, wear
-from posttrain.models.forward import answer
+from posttrain.models.forward import answer, runs_in_parts
 from posttrain.models.heads import ScalarHead
+from posttrain.models.packing import Packing
+from posttrain.models.split import LowerPart, lower, num_frozen, worn_below
 from posttrain.types import Batch, Outputs, Role
 
 
@@ -59,6 +61,17 @@ class Roles(nn.Module, ABC):
     @abstractmethod
     def member_scores(self, batch: Batch, member: int) -> Tensor:
         """[B] scores of one reward model of the ensemble; 0 is the reward role's own."""
+
+    @abstractmethod
+    def lower_part(self, role: Role) -> LowerPart | None:
+        """The layers beneath everything that trains on the role's model, which a batch may keep the states of.
+
+        None where something trains in the first layer, where nothing trains, or where the model only runs whole.
+        """
+
+    @abstractmethod
+    def lower_states(self, role: Role, plan: Packing) -> Tensor:
+        """[N, D] the states of packed tokens behind the role's lower part, without gradients."""
 
     @abstractmethod
     def wearing(self, role: Role) -> AbstractContextManager[None]:
@@ -121,6 +134,8 @@ class SharedRoles(Roles):
         for costume in (*self.costumes.values(), *self.ensemble):
             check_stack(backbone, costume.wears)
         self._trainable = frozenset(name for role in self.costumes for name in self.parameters_of(role))
+        self._num_lower: int | None = None
+        self._parts: dict[tuple[str, ...], LowerPart] = {}
         self.wear(())
 
     def __contains__(self, role: object) -> bool:
@@ -161,9 +176,34 @@ class SharedRoles(Roles):
         """See ``Roles``."""
         costume = (self.costumes[Role.REWARD], *self.ensemble)[member]
         self.wear(costume.wears)
-        scores = answer(self.backbone, {"score": self.heads[costume.head]}, batch, wants=("score",)).scores
+        head, below = {"score": self.heads[costume.head]}, self._part(costume.wears) if batch.lower_states else None
+        scores = answer(self.backbone, head, batch, wants=("score",), below=below).scores
         assert scores is not None
         return scores
+
+    def lower_part(self, role: Role) -> LowerPart | None:
+        """See ``Roles``."""
+        return self._part(self.costumes[role].wears)
+
+    def _part(self, wears: tuple[str, ...]) -> LowerPart | None:
+        if self._num_lower is None:
+            names = [name.removeprefix("backbone.") for name in self._trainable if name.startswith("backbone.")]
+            depth = num_frozen(self.backbone, names)
+            self._num_lower = depth if depth and runs_in_parts(self.backbone, depth) else 0
+        if not self._num_lower:
+            return None
+        if wears not in self._parts:
+            worn = worn_below(self.backbone, wears, self._num_lower)
+            self._parts[wears] = LowerPart(self.backbone, self._num_lower, worn)
+        return self._parts[wears]
+
+    def lower_states(self, role: Role, plan: Packing) -> Tensor:
+        """See ``Roles``."""
+        part = self.lower_part(role)
+        if part is None:
+            raise ValueError(f"role {role} has no lower part")
+        self.wear(self.costumes[role].wears)
+        return lower(self.backbone, plan, part.num_layers)
 
     def wear(self, names: tuple[str, ...]) -> None:
         """Activate exactly these adapters, then restore ``requires_grad`` from the role table.
@@ -219,7 +259,9 @@ class SharedRoles(Roles):
             raise ValueError(f"roles {', '.join(roles)} wear different adapters and cannot share a forward")
         self.wear(self.costumes[roles[0]].wears)
         wants = tuple(self.costumes[role].head for role in roles)
-        return answer(self.backbone, dict(self.heads.items()), batch, wants=wants, temperature=temperature)
+        below = self.lower_part(roles[0]) if batch.lower_states else None
+        heads = dict(self.heads.items())
+        return answer(self.backbone, heads, batch, wants=wants, temperature=temperature, below=below)
 
 
 @contextmanager

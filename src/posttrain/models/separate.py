@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from posttrain.models.heads import ScalarHead
+from posttrain.models.packing import Packing
 from posttrain.models.roles import Roles, SharedRoles
+from posttrain.models.split import LowerPart
 from posttrain.types import Batch, Outputs, Role
 
 
@@ -68,6 +70,14 @@ class SeparateRoles(Roles):
     def member_scores(self, batch: Batch, member: int) -> Tensor:
         """See ``Roles``."""
         return self.member(Role.REWARD).member_scores(batch, member)
+
+    def lower_part(self, role: Role) -> LowerPart | None:
+        """See ``Roles``."""
+        return self.member(role).lower_part(role)
+
+    def lower_states(self, role: Role, plan: Packing) -> Tensor:
+        """See ``Roles``."""
+        return self.member(role).lower_states(role, plan)
 
     def wearing(self, role: Role) -> AbstractContextManager[None]:
         """See ``Roles``."""

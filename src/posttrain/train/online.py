@@ -120,6 +120,7 @@ def learn(
     engine, algorithm = run.engine, run.algorithm
     with watch.phase("score"):
         phase("score", 0, 0)
+        batch = engine.with_lower_states(batch)
         on_rewards = run.on_first_rewards if iteration == 0 else None
         batch, waited = judged(engine, run.reward, algorithm.consults, batch, on_rewards)
     if iteration == 0:
@@ -128,6 +129,7 @@ def learn(
     batch, engine.algorithm_state = algorithm.credit(engine.gathered(batch), before)
     with watch.phase("train"):
         stats = update(run, iteration, batch, phase)
+    batch = batch.with_columns(lower_states=())
     engine.iteration = iteration + 1
     stats["seconds_reward_wait"] = waited
     stats |= algorithm.statistics(batch, before) | part_means(batch) | {"repetition": repetition(batch.completions)}
