@@ -110,7 +110,9 @@ class Ledger:
             with self.counting("score"):
                 found = consult(engine, roles, batch, **options)
             costs, plan, targets = Costs.of(engine.roles), packed(batch), int(batch.loss_mask[:, 1:].sum())
-            self.allowed["score"] += costs.forward(plan, targets, 0) + costs.forward(plan, 0, 1)
+            # the critic is seldom asked: its values are recorded while sampling
+            self.allowed["score"] += costs.forward(plan, targets, 0) * (Role.REFERENCE in roles)
+            self.allowed["score"] += costs.forward(plan, 0, 1) * (Role.CRITIC in roles)
             return found
 
         def counted_scores(engine, batch):
@@ -195,7 +197,7 @@ def test_adapters_on_the_last_layers_cost_those_layers(measured) -> None:
 def test_frozen_layers_that_run_in_every_pass_exceed_the_bound(measured, monkeypatch) -> None:
     monkeypatch.setattr(Engine, "with_lower_states", lambda engine, batch: batch)
     shares = measured("ppo", trainable_layers=1, reward_adapter="top")
-    assert shares["train"] > 1.2, shares
+    assert shares["train"] > SLACK, shares
     assert shares["score"] > 1.3, shares
 
 
