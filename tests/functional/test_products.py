@@ -109,3 +109,13 @@ def test_adding_a_product_holds_no_second_result(asked) -> None:
         products.add_product(out, a, b, alpha=0.5)
     torch.testing.assert_close(out, exact, atol=1e-4, rtol=1e-5)
     assert made.largest < out.numel() / 2
+
+
+@needs_onednn
+def test_a_weight_by_columns_holds_the_same_numbers(asked) -> None:
+    weight, x = numbers(112, 96, seed=1), numbers(130, 96, seed=0)
+    laid = products.by_columns(weight)
+    assert torch.equal(laid, weight)
+    assert laid.stride() == (1, 112)
+    torch.testing.assert_close(products.linear(x, laid), x @ weight.T, atol=1e-4, rtol=1e-5)
+    assert products.by_columns(weight.bfloat16()).stride() == (96, 1)

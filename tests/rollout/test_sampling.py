@@ -62,6 +62,18 @@ def test_repetition_penalty_equals_transformers():
     torch.testing.assert_close(sampling.penalise_repetition(logits, seen, 1.4), expected)
 
 
+@pytest.mark.parametrize("p", [0.3, 0.9, 0.999])
+def test_top_p_of_flat_rows_beside_peaked_ones(p):
+    """Flat rows keep thousands of a wide vocabulary, peaked ones a few; each keeps what transformers keeps."""
+    sharpness = torch.tensor([0.0, 0.1, 1.0, 20.0])[:, None]
+    logits = random_logits(rows=4, width=5000).double() * sharpness + random_logits(rows=1, width=5000).double() * 1e-3
+    kept = sampling.keep_top_p(logits, p)
+    assert torch.equal(kept, TopPLogitsWarper(p)(None, logits))
+    counts = kept.isfinite().sum(-1).tolist()
+    assert counts[0] > 1000 * p
+    assert counts[3] < 256
+
+
 def test_forbid_touches_only_its_rows_and_tokens():
     logits = random_logits(rows=3, width=5)
     out = sampling.forbid(logits, torch.tensor([0, 2]), torch.tensor([1, 4]))

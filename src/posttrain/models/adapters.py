@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from posttrain.errors import UserError
+from posttrain.functional.products import by_columns
 from posttrain.models.adapter_files import MAGNITUDE, file_key
 from posttrain.models.lora_linear import fuse
 from posttrain.models.quantize import Int8Linear, is_quantized
@@ -285,7 +286,8 @@ def merged(model: PreTrainedModel, names: Sequence[str]) -> Iterator[None]:
                 worn = [name for name in names if name in layer.lora_A]
                 if worn:
                     pristine.append((weight, weight.data))
-                    weight.data = _with_adapters(layer, worn)
+                    together = _with_adapters(layer, worn)
+                    weight.data = together if layer.fan_in_fan_out else by_columns(together)
         wear(model, ())
         yield
     finally:

@@ -70,6 +70,11 @@ class SamplingParams:
             do_sample=generation.do_sample,
         )
 
+    @property
+    def filters(self) -> bool:
+        """Whether improbable tokens are left out of the draw."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
     def __post_init__(self) -> None:
         rules = {
             "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),

@@ -76,18 +76,13 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """
     if p >= 1:
         return logits
-    width = logits.shape[-1]
     normaliser = logits.logsumexp(-1, keepdim=True)
-    size = min(_FIRST_CANDIDATES, width)
-    while True:
-        best = logits.topk(size).values  # [S, size] descending
-        mass = (best - normaliser).exp().cumsum(-1)
-        if size == width or bool((mass[:, -1] >= p).all()):
-            break
-        size = min(8 * size, width)
-    above = mass - (best - normaliser).exp()
-    last = (above < p).sum(-1, keepdim=True).clamp(min=1) - 1  # [S, 1]
-    return _keep_from(logits, best.gather(-1, last))
+    best = logits.topk(min(_FIRST_CANDIDATES, logits.shape[-1])).values  # [S, C]
+    lowest, mass = _last_of_mass(best, normaliser, p)
+    flat = (mass < p).nonzero().squeeze(-1)  # rows that need more candidates
+    if len(flat) and best.shape[-1] < logits.shape[-1]:
+        lowest[flat] = _last_of_mass(_descending(logits[flat]), normaliser[flat], p)[0]
+    return _keep_from(logits, lowest)
 
 
 def keep_min_p(logits: Tensor, p: float) -> Tensor:
@@ -108,11 +103,16 @@ def draw(logits: Tensor, numbers: Tensor) -> Tensor:
     Returns:
         [S] int64; never a token of probability 0. A row of NaN gives some valid token.
     """
-    cumulative = logits.softmax(-1).cumsum(-1)
+    return pick(logits.softmax(-1), numbers)
+
+
+def pick(weights: Tensor, numbers: Tensor) -> Tensor:
+    """``draw`` from what is proportional to the probabilities; [S, V] and [S] -> [S]."""
+    cumulative = weights.cumsum(-1)
     total = cumulative[:, -1:]
     wanted = numbers.to(cumulative.dtype)[:, None] * total
     below = torch.minimum(wanted, torch.nextafter(total, torch.zeros_like(total)))  # rounding may reach the total
-    return torch.searchsorted(cumulative, below, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+    return torch.searchsorted(cumulative, below, right=True).squeeze(-1).clamp(max=weights.shape[-1] - 1)
 
 
 def sample(
@@ -144,14 +144,17 @@ def sample(
         processed = forbid(processed, too_early, torch.tensor(params.stop_token_ids, device=raw.device))
     untouched = processed is raw
     scaled = raw if temperature == 1.0 else raw / temperature
+    peak = scaled.amax(-1, keepdim=True)
+    weights = (scaled - peak).exp_()  # for both the draw and what is recorded: each pass over a vocabulary costs
     if not params.do_sample:
         tokens = processed.argmax(-1)
+    elif numbers is None:
+        raise ValueError("do_sample needs one uniform number per row")
+    elif untouched and not params.filters:
+        tokens = pick(weights, numbers)
     else:
-        if numbers is None:
-            raise ValueError("do_sample needs one uniform number per row")
-        processed = scaled if untouched else processed / temperature
-        tokens = draw(_filtered(processed, params), numbers)
-    logprobs = scaled.gather(-1, tokens[:, None]).squeeze(-1) - scaled.logsumexp(-1)
+        tokens = draw(_filtered(scaled if untouched else processed / temperature, params), numbers)
+    logprobs = (scaled.gather(-1, tokens[:, None]) - peak).squeeze(-1) - weights.sum(-1).log()
     return tokens, logprobs
 
 
@@ -161,6 +164,27 @@ def _filtered(logits: Tensor, params: SamplingParams) -> Tensor:
     if params.top_p < 1:
         logits = keep_top_p(logits, params.top_p)
     return keep_min_p(logits, params.min_p)
+
+
+def _last_of_mass(best: Tensor, normaliser: Tensor, p: float) -> tuple[Tensor, Tensor]:
+    """The last logit [S, 1] such that all before it have a mass below p, and the mass [S] of all candidates.
+
+    Args:
+        best: [S, C] descending. normaliser: [S, 1] logsumexp of all logits.
+    """
+    probabilities = (best - normaliser).exp()
+    mass = probabilities.cumsum(-1)
+    last = (mass - probabilities < p).sum(-1, keepdim=True).clamp(min=1) - 1
+    return best.gather(-1, last), mass[:, -1]
+
+
+def _descending(logits: Tensor) -> Tensor:
+    """[S, V] sorted. On a CPU by numpy, whose sort of values alone is many times faster than torch's."""
+    if logits.device.type != "cpu":
+        return logits.sort(-1, descending=True).values
+    values = logits.detach().numpy().copy()
+    values.sort(axis=-1)
+    return torch.from_numpy(values).flip(-1)
 
 
 def _keep_from(logits: Tensor, lowest: Tensor) -> Tensor:
