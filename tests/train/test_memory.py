@@ -237,3 +237,20 @@ def test_a_reference_of_its_own_is_beside_the_policy(tiny_config, tiny_llama, tm
     quantised = memory_plan(tiny_config("dpo", tmp_path, ref_model=str(tiny_llama), quantization_bit=4))
     assert quantised.models[0].weights < policy.weights
     assert quantised.models[1].weights == reference.weights
+
+
+def test_states_behind_frozen_layers_are_planned(tiny_config, trained, tmp_path):
+    """As many numbers as the run keeps: a row for each token of the experience at its longest."""
+
+    def planned(stage="ppo", **keys):
+        reward = {"reward_model": str(trained / "rm")} if stage == "ppo" else {}
+        return memory_plan(tiny_config(stage, tmp_path / "out", **reward, **keys), longest_prompt=20)
+
+    top = planned(trainable_layers=1)
+    assert top.lower_states == 4 * 28 * 32 * 4  # completions x tokens x dimensions x bytes
+    assert top.training == top.state + top.activations + top.logits + top.lower_states
+    assert planned(trainable_layers=1, critic="adapter").lower_states == 2 * top.lower_states
+    assert planned(trainable_layers=1, ppo_buffer_size=2).lower_states == 2 * top.lower_states
+    assert planned().lower_states == planned("sft", trainable_layers=1).lower_states == 0
+    assert top.activations < planned().activations
+    assert top.merged < planned().merged

@@ -135,7 +135,7 @@ def _numbers(found: Any) -> dict[str, Any]:
             | {f"{part}_bytes": getattr(model, part) for part in ("weights", "adapters", "gradients", "optimizer")}
             for model in plan.models
         ]
-        parts = ("activations", "logits", "merged", "kv_cache", "peak", "checkpoint")
+        parts = ("activations", "logits", "merged", "kv_cache", "lower_states", "peak", "checkpoint")
         facts["memory"] = {"device": plan.device, "models": models, "free_bytes": found.free_memory}
         facts["memory"] |= {f"{part}_bytes": getattr(plan, part) for part in parts}
         facts["disk"] = {"checkpoints": found.num_checkpoints, "free_bytes": found.free_disk}
@@ -193,6 +193,8 @@ def _print_memory(found: Any) -> None:
     ]
     if plan.kv_cache:
         rows += [("keys and values", _size(plan.kv_cache)), ("merged copies", _size(plan.merged))]
+    if plan.lower_states:
+        rows.append(("kept states", f"{_size(plan.lower_states)}, behind the layers beneath all training"))
     rows.append(
         ("at most", f"{_size(plan.peak)}, and 0.5 to 1 GB for the libraries; {_size(found.free_memory)} are free")
     )

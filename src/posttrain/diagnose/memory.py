@@ -47,6 +47,8 @@ def memory(config: RunConfig, plan: MemoryPlan, rows: Sequence[Any]) -> Iterator
     block.append(f"backward pass of {plan.num_tokens} tokens: {megabytes(plan.activations + plan.logits)}")
     if plan.kv_cache:
         block.append(f"sampling: merged layers {megabytes(plan.merged)}, keys and values {megabytes(plan.kv_cache)}")
+    if plan.lower_states:
+        block.append(f"states behind the layers beneath all training: {megabytes(plan.lower_states)}")
     message = f"about {megabytes(need)} at the fullest, {megabytes(free)} free on {plan.device}"
     details = {"planned_bytes": need, "free_bytes": free}
     finding = Finding(level="ok", check="memory", message=message, details=details, block=tuple(block))

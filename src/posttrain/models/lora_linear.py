@@ -52,7 +52,7 @@ class FusedLoraLinear(LoraLinear):
             and not base.weight.requires_grad
             and not (base.bias is not None and base.bias.requires_grad)
             and x.dtype == base.weight.dtype == down.weight.dtype == up.weight.dtype
-            and not torch.is_autocast_enabled(x.device.type)
+            and (x.is_meta or not torch.is_autocast_enabled(x.device.type))
         )
 
 

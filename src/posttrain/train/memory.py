@@ -2,6 +2,7 @@
 
     state    = weights + adapters + gradients + optimizer, of every model that is held
     training = state + what the largest micro-batch keeps for its backward pass + a chunk of logits
+               + the completions' states behind frozen layers, where all that trains is above these
     sampling = state + merged copies of the layers that wear adapters + keys and values of all slots + their logits
 
 Sizes of weights and of what is kept for backward are those of the model itself, run without storage
@@ -33,6 +34,7 @@ from posttrain.models.load import disable_dropout
 from posttrain.models.quantize import Quantization
 from posttrain.models.reward_folder import RewardFolder
 from posttrain.models.skeleton import num_elements, num_linear, saved_bytes, skeleton, stored_elements
+from posttrain.models.split import num_frozen
 from posttrain.models.trunks import ensemble_folders, reward_folder
 from posttrain.train.parts import optimizer_rows
 
@@ -81,6 +83,7 @@ class MemoryPlan:
         activations: what it keeps for its backward pass. logits: the chunk of them, or those of a decoding step.
         merged: copies of layers with their adapters added in, while sampling. kv_cache: of all slots, completions at
             their longest. Both 0 in stages that do not sample.
+        lower_states: of all completions of an iteration behind the layers beneath all training, kept for its updates.
         checkpoint: bytes on disk of one checkpoint.
     """
 
@@ -91,6 +94,7 @@ class MemoryPlan:
     logits: int
     merged: int
     kv_cache: int
+    lower_states: int
     checkpoint: int
 
     @property
@@ -101,7 +105,7 @@ class MemoryPlan:
     @property
     def training(self) -> int:
         """While a micro-batch goes backward."""
-        return self.state + self.activations + self.logits
+        return self.state + self.activations + self.logits + self.lower_states
 
     @property
     def sampling(self) -> int:
@@ -148,6 +152,7 @@ def memory_plan(config: RunConfig, *, longest: int | None = None, longest_prompt
         logits=max(_CHUNK * vocabulary * (4 + width), slots * vocabulary * 4 * _logit_copies(config)),
         merged=_merged(actor, width) if sampled and planned.bits is None else 0,
         kv_cache=slots * longest * kv_bytes_per_token(actor, width),
+        lower_states=rows * longest * planned.lower_state(width) if sampled else 0,
         checkpoint=planned.checkpoint(models),
     )
 
@@ -239,6 +244,13 @@ class _Planned:
             yield self._memory(str(beside), roles, other, trained=moves, worn=_elements(links), bits=bits)
         if config.reward.reward_classifier:
             yield self._classifier(config.reward.reward_classifier)
+
+    def lower_state(self, width: int) -> int:
+        """Bytes of a token's states behind frozen layers, ``width`` a number; a critic of its own may have its own."""
+        if not num_frozen(self.trains, [name for name, p in self.trains.named_parameters() if p.requires_grad]):
+            return 0
+        both = has_critic(self.config) and self.config.ppo.critic != "value_head"
+        return int(self.trains.config.get_text_config().hidden_size) * width * (2 if both else 1)
 
     def checkpoint(self, models: tuple[ModelMemory, ...]) -> int:
         """Bytes on disk: what trains with its moments, and the model as users load it."""
