@@ -36,6 +36,8 @@ _OUT_OF_MEMORY = (
     "cannot allocate memory",
     "alloc_failed",
     "bad_alloc",
+    "could not create a primitive",  # oneDNN's for a scratchpad or for code that it found no room for
+    "could not create a memory",
 )
 
 
