@@ -97,7 +97,7 @@ def questions(count, words=12):
 
 @pytest.mark.slow
 def test_a_run_that_runs_out_of_memory_learns_the_same_in_smaller_pieces(tmp_path, wide_llama) -> None:
-    """Address space is limited for real: allocations of the large micro-batches fail, those of the halved ones do not."""
+    """Address space is limited for real: allocations of large micro-batches fail, those of halved ones do not."""
     keys = {"stage": "sft", "max_steps": 3, "per_device_train_batch_size": 16, "max_tokens_per_microbatch": 4096}
     rows = questions(48)
     _, said = trained(tmp_path, "free", wide_llama, rows, **keys)

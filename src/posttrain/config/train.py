@@ -26,7 +26,8 @@ class TrainConfig:
     gradient_accumulation_steps: int = option(1, help="Micro-batches per optimizer step.", minimum=1)
     max_tokens_per_microbatch: int | None = option(
         None,
-        help="Split micro-batches further so that each holds at most this many tokens; changes no result.",
+        help="Split micro-batches further so that each holds at most this many tokens; changes no result. null is 512 "
+        "on a CPU and what fits into the memory of a GPU; where memory runs out, it is halved.",
         minimum=1,
     )
     learning_rate: float = option(5e-5, help="Highest learning rate.", minimum=0)

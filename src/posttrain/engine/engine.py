@@ -100,6 +100,14 @@ class Engine:
         """Tokens that a micro-batch may hold now."""
         return self._shares.max_tokens
 
+    def limit_tokens(self, max_tokens: int) -> None:
+        """Let micro-batches hold at most so many tokens from now on; every process must be told the same."""
+        self._shares.reset(max_tokens)
+
+    def announce(self, sentence: str) -> None:
+        """Say it where ``announce_with`` wants it."""
+        self._shares.announce(sentence)
+
     def announce_with(self, say: Callable[[str], None]) -> None:
         """Where to say that micro-batches get smaller; a warning, unless told otherwise."""
         self._shares.announce = say

@@ -36,6 +36,7 @@ from posttrain.train.reference import with_reference
 from posttrain.train.run_directory import RunDirectory
 from posttrain.train.schedule import StepsPlan
 from posttrain.train.stages import Stage, make_stage
+from posttrain.train.token_limit import choose_max_tokens
 from posttrain.train.trackers import Trackers, check_trackers
 
 
@@ -107,7 +108,7 @@ def prepared(
         notify(directory.notice)
     engine = make_engine(config, assembly.roles, plan, processes)
     engine.announce_with(notify)
-    for sentence in engine.notes:
+    for sentence in (*engine.notes, *filter(None, [choose_max_tokens(config, engine)])):
         notify(sentence)
     return Parts(config, directory, tokenizer, splits, plan, assembly, engine)
 

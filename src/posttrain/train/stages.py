@@ -21,11 +21,12 @@ from posttrain.data.template import pad_token_id
 from posttrain.errors import UserError
 from posttrain.models.forward import is_packed
 from posttrain.rewards import EnsembleReward, Reward, RoleReward, WeightedReward, build_reward
-from posttrain.rollout import Sampler, SamplingParams, SlotSampler
+from posttrain.rollout import Sampler, SamplingParams
 from posttrain.train import offline, online
 from posttrain.train.alarms import Alarms
 from posttrain.train.dealt import DealtReward, DealtSampler
 from posttrain.train.experience import sequence_kl
+from posttrain.train.fewer_slots import FewerSlots
 from posttrain.train.mixture import Mixture
 from posttrain.train.monitor import Monitor
 from posttrain.train.parts import Parts, make_algorithm, optimizer_rows
@@ -186,7 +187,8 @@ def make_sampler(parts: Parts, actor: PreTrainedModel) -> Sampler:
     """The slots of this process; several processes share out the prompts."""
     processes = parts.engine.processes
     head = recorded_value_head(parts.assembly.roles)
-    sampler = SlotSampler(actor, num_slots=parts.config.online.num_rollout_slots, value_head=head)
+    slots = parts.config.online.num_rollout_slots
+    sampler = FewerSlots(actor, announce=parts.engine.announce, num_slots=slots, value_head=head)
     return sampler if processes.size == 1 else DealtSampler(sampler, processes)
 
 
