@@ -55,7 +55,7 @@ def test_a_step_computed_again_equals_one_that_was_small_from_the_start(make_mod
     options = {"dropout": 0.2} if name in ("sft", "rm") else {}
     engine, algorithm, batch = prepared(name, make_model, make_batch, max_tokens=1000, **options)
     scarce = Scarce(engine, room=30)
-    engine.announce_with(said.append)
+    engine.shares.announce = said.append
     found = steps(engine, algorithm, batch)
     assert scarce.failures == len(said) > 0
     assert engine.max_tokens <= 30
@@ -73,7 +73,7 @@ def test_what_the_step_had_already_is_computed_again_too(make_model, make_batch)
     short, _, _ = prepared("ppo value_head", make_model, make_batch, max_tokens=ROOM)
     few = make_batch([[5, 6, 7, 8], [9, 9, 3]])
     Scarce(engine)
-    engine.announce_with(lambda sentence: None)
+    engine.shares.announce = lambda sentence: None
     results = []
     for one in (engine, short):
         one.accumulate(SFT(), few, temperature=1.0)
@@ -89,7 +89,7 @@ def test_columns_and_scores_come_whole_from_pieces_that_were_cut_again(make_mode
     batch = rollout(make_batch).with_columns(ref_logprobs=None, values=None)
     engine, whole = (make_engine(make_model, PPO(), critic="adapter", max_tokens=1000) for _ in range(2))
     scarce = Scarce(engine, forward=forward)
-    engine.announce_with(lambda sentence: None)
+    engine.shares.announce = lambda sentence: None
     for roles in ((Role.REFERENCE, Role.CRITIC), (Role.ACTOR,)):
         found, expected = engine.consult(roles, batch), whole.consult(roles, batch)
         for name in ("logprobs", "ref_logprobs", "values"):
@@ -106,7 +106,7 @@ def test_evaluation_counts_every_row_once(make_model, make_batch, name) -> None:
     engine, algorithm, batch = prepared(name, make_model, make_batch, max_tokens=1000)
     whole, _, _ = prepared(name, make_model, make_batch, max_tokens=1000)
     scarce = Scarce(engine)
-    engine.announce_with(lambda sentence: None)
+    engine.shares.announce = lambda sentence: None
     assert engine.evaluate(algorithm, [batch, batch]) == pytest.approx(whole.evaluate(algorithm, [batch]), rel=1e-4)
     assert scarce.failures >= 1
 
@@ -115,13 +115,13 @@ def test_what_cannot_be_cut_ends_the_run_and_says_what_was_tried(make_model, mak
     engine, algorithm, batch = prepared("sft", make_model, make_batch, max_tokens=1000)
     Scarce(engine, room=5)
     said = []
-    engine.announce_with(said.append)
+    engine.shares.announce = said.append
     with pytest.raises(TooLargeError, match=r"one row of \d+ tokens, which is the least .*can't allocate memory"):
         engine.accumulate(algorithm, batch)
     assert said
     pairs, algorithm, batch = prepared("rm", make_model, make_batch, max_tokens=1000)
     Scarce(pairs, room=5)
-    pairs.announce_with(said.append)
+    pairs.shares.announce = said.append
     with pytest.raises(TooLargeError, match="2 rows that belong together"):
         pairs.accumulate(algorithm, batch)
 
@@ -137,7 +137,7 @@ def test_other_errors_are_not_tried_again(make_model, make_batch) -> None:
 def test_the_smaller_limit_is_in_the_checkpoint(make_model, make_batch, tmp_path) -> None:
     engine, algorithm, batch = prepared("ppo value_head", make_model, make_batch, max_tokens=1000)
     Scarce(engine)
-    engine.announce_with(lambda sentence: None)
+    engine.shares.announce = lambda sentence: None
     steps(engine, algorithm, batch, 1)
     engine.save(tmp_path)
     steps(engine, algorithm, batch, 2)
@@ -201,7 +201,7 @@ def test_dropout_differs_in_the_parts_of_a_piece(make_model, make_batch) -> None
     engine = make_engine(make_model, SFT(), dropout=0.5, max_tokens=100)
     batch = filled(make_batch, SFT())
     seeds = []
-    piece = engine._shares.own(batch)[0][0]
+    piece = engine.shares.own(batch)[0][0]
     for part in (0, 1):
         seeds.append(type(piece)(piece.rows, piece.number, part))
     drawn = []

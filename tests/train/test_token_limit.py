@@ -32,9 +32,7 @@ class Device:
     def __init__(self, other=10**9):
         self.device, self.limit = torch.device("cuda"), None
         self.processes = SimpleNamespace(gather=lambda value: [value, other])
-
-    def limit_tokens(self, tokens):
-        self.limit = tokens
+        self.shares = SimpleNamespace(reset=lambda tokens: setattr(self, "limit", tokens))
 
 
 @pytest.mark.parametrize(("other", "expected"), [(10**9, 3072), (1024, 1024)])

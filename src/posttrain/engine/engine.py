@@ -81,7 +81,7 @@ class Engine:
         self.computed_seconds = 0.0
         self.device = next(roles.parameters()).device
         self.processes = processes or Processes()
-        self._shares = Shares(max_tokens or DEFAULT_MAX_TOKENS, self.processes)
+        self.shares = Shares(max_tokens or DEFAULT_MAX_TOKENS, self.processes)
         self._temperature = temperature
         self._seed = seed
         self._schedule = schedule
@@ -98,19 +98,7 @@ class Engine:
     @property
     def max_tokens(self) -> int:
         """Tokens that a micro-batch may hold now."""
-        return self._shares.max_tokens
-
-    def limit_tokens(self, max_tokens: int) -> None:
-        """Let micro-batches hold at most so many tokens from now on; every process must be told the same."""
-        self._shares.reset(max_tokens)
-
-    def announce(self, sentence: str) -> None:
-        """Say it where ``announce_with`` wants it."""
-        self._shares.announce(sentence)
-
-    def announce_with(self, say: Callable[[str], None]) -> None:
-        """Where to say that micro-batches get smaller; a warning, unless told otherwise."""
-        self._shares.announce = say
+        return self.shares.max_tokens
 
     # -- roles that only answer -----------------------------------------------------------------------------------
 
@@ -119,7 +107,7 @@ class Engine:
         if not (parts := lower_parts(self.roles, self._parameters)):
             return batch
         own = list(self._answers(numbered(batch), tuple(parts.values()), partial(piece_states, self.roles, parts)))
-        self._shares.agree()
+        self.shares.agree()
         return batch.with_columns(lower_states=row_states(parts, batch, own, self.processes))
 
     def consult(
@@ -143,7 +131,7 @@ class Engine:
                 for name, parts in columns.items():
                     parts.append(widened(answers[name], batch))
             batch = batch.with_columns(**{name: self._whole(parts, pieces, batch) for name, parts in columns.items()})
-        self._shares.agree()
+        self.shares.agree()
         return batch
 
     def scores(self, batch: Batch, member: int = 0) -> Tensor:
@@ -156,7 +144,7 @@ class Engine:
             return scores
 
         answers = list(self._answers(numbered(batch), (Role.REWARD,), score))
-        self._shares.agree()
+        self.shares.agree()
         return self._whole([found for _, found in answers], [piece for piece, _ in answers], batch, width=())
 
     def sequence_logps(self, batch: Batch) -> Tensor:
@@ -168,7 +156,7 @@ class Engine:
             answers = list(self._answers(numbered(batch), (Role.ACTOR,), lambda piece: ask(piece).logprobs.sum(dim=1)))
         finally:
             self.roles.train()
-        self._shares.agree()
+        self.shares.agree()
         return self._whole([found for _, found in answers], [piece for piece, _ in answers], batch, width=())
 
     def gathered(self, batch: RolloutBatch) -> RolloutBatch:
@@ -194,7 +182,7 @@ class Engine:
         todo = [task]
         while (failed := self._first_failure(todo)) is not None:
             of, rows, why = failed
-            self._shares.lower(rows, why, together=of.algorithm.rows_together, padded=self._padded(of.algorithm.trains))
+            self.shares.lower(rows, why, together=of.algorithm.rows_together, padded=self._padded(of.algorithm.trains))
             self.optimizer.zero_grad(set_to_none=True)
             self._pending, self._micro_step, todo = Tally(), 0, self._tasks
         self.trained_tokens += int(task.minibatch.attention_mask.sum())
@@ -204,7 +192,7 @@ class Engine:
         """Add the gradients of these tasks; the micro-batch that memory ran out for, None if it sufficed."""
         for task in tasks:
             algorithm, minibatch = task.algorithm, task.minibatch
-            pieces, count = self._shares.own(
+            pieces, count = self.shares.own(
                 minibatch,
                 together=algorithm.rows_together,
                 padded=self._padded(algorithm.trains),
@@ -268,7 +256,7 @@ class Engine:
         self._micro_step = 0
         self._pending = Tally()
         self._tasks = []
-        self._shares.agree()
+        self.shares.agree()
         self.computed_seconds += time.perf_counter() - began
         return {name: value for name, value in stats.items() if not name.startswith("loss/")}
 
@@ -293,7 +281,7 @@ class Engine:
                     tally.join(found)
         finally:
             self.roles.train()
-        self._shares.agree()
+        self.shares.agree()
         means = self._of_all(tally).means()
         means["loss"] = sum(value for name, value in means.items() if name.startswith("loss/"))
         return {name: value for name, value in means.items() if not name.startswith("loss/")}
@@ -322,8 +310,8 @@ class Engine:
     ) -> Iterator[tuple[B, T]]:
         """This process's micro-batches of a batch with what ``compute`` finds for each, without gradients."""
         padded = self._padded(roles)
-        pieces, _ = self._shares.own(batch, together=together, padded=padded, loads=loads)
-        yield from self._shares.answers(pieces, torch.no_grad()(compute), together=together, padded=padded)
+        pieces, _ = self.shares.own(batch, together=together, padded=padded, loads=loads)
+        yield from self.shares.answers(pieces, torch.no_grad()(compute), together=together, padded=padded)
 
     def _padded(self, roles: tuple[Role, ...]) -> bool:
         """Whether one of these roles lives on a model that computes padding too."""
@@ -364,7 +352,7 @@ class Engine:
         try:
             self.step = int(counters["step"])
             self.iteration = int(counters["iteration"])
-            self._shares.reset(int(counters["max_tokens"]))
+            self.shares.reset(int(counters["max_tokens"]))
             self.trained_tokens = int(counters["trained_tokens"])
             self.computed_seconds = float(counters["computed_seconds"])
             self.algorithm_state = AlgorithmState(**counters["algorithm_state"])

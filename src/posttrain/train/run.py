@@ -107,7 +107,7 @@ def prepared(
     if directory.notice:
         notify(directory.notice)
     engine = make_engine(config, assembly.roles, plan, processes)
-    engine.announce_with(notify)
+    engine.shares.announce = notify
     for sentence in (*engine.notes, *filter(None, [choose_max_tokens(config, engine)])):
         notify(sentence)
     return Parts(config, directory, tokenizer, splits, plan, assembly, engine)
@@ -200,7 +200,7 @@ def fit(parts: Parts, notify: Callable[[str], None]) -> dict[str, Any]:
         ) as log,
         explained(directory),
     ):
-        parts.engine.announce_with(progress.note)
+        parts.engine.shares.announce = progress.note
         stage = make_stage(parts, progress)
         monitor = Monitor(
             settings,

@@ -188,7 +188,9 @@ def make_sampler(parts: Parts, actor: PreTrainedModel) -> Sampler:
     processes = parts.engine.processes
     head = recorded_value_head(parts.assembly.roles)
     slots = parts.config.online.num_rollout_slots
-    sampler = FewerSlots(actor, announce=parts.engine.announce, num_slots=slots, value_head=head)
+    sampler = FewerSlots(
+        actor, announce=lambda sentence: parts.engine.shares.announce(sentence), num_slots=slots, value_head=head
+    )
     return sampler if processes.size == 1 else DealtSampler(sampler, processes)
 
 

@@ -38,5 +38,5 @@ def choose_max_tokens(config: RunConfig, engine: Engine) -> str:
     except UserError:  # models that were handed in, of which no folder is known
         chosen = DEFAULT_MAX_TOKENS
     chosen = min(engine.processes.gather(chosen))
-    engine.limit_tokens(chosen)
+    engine.shares.reset(chosen)
     return f"micro-batches hold up to {chosen} tokens (max_tokens_per_microbatch), for which memory should suffice"
