@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from itertools import combinations, pairwise
 
 import pytest
 import torch
@@ -14,49 +14,42 @@ from torch.nn import functional as F
 from posttrain.models import packing
 from posttrain.models.packing import Packing, Segment, packed
 
-
-def common(rows):
-    """Tokens that all rows begin with."""
-    count = 0
-    for column in zip(*rows, strict=False):
-        if len(set(column)) > 1:
-            break
-        count += 1
-    return count
-
-
-def best_saving(rows, shortest):
-    """The most tokens that any cut of the rows into runs leaves out, by trying all cuts."""
-    n = len(rows)
-    best = 0
-    for size in range(n):
-        for cuts in combinations(range(1, n), size):
-            edges = [0, *cuts, n]
-            total = 0
-            for first, last in pairwise(edges):
-                shared = common(rows[first:last]) if last - first > 1 else 0
-                total += (last - first - 1) * shared if shared >= shortest else 0
-            best = max(best, total)
-    return best
-
-
 few_rows = st.lists(st.lists(st.integers(1, 2), min_size=1, max_size=7), min_size=1, max_size=6)
 
 
+def beginnings(rows):
+    """Every distinct beginning of a row: what is left to compute when each is computed once."""
+    return {tuple(row[: t + 1]) for row in rows for t in range(len(row))}
+
+
 @settings(deadline=None, max_examples=150)
-@given(rows=few_rows, shortest=st.integers(1, 3))
-def test_the_cut_leaves_out_the_most_tokens(make_batch, rows, shortest) -> None:
+@given(rows=few_rows, saving=st.integers(1, 6))
+def test_every_beginning_is_computed_once(make_batch, rows, saving) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "SHORTEST_PREFIX", shortest)
+        patch.setattr(packing, "SMALLEST_SAVING", saving)
         plan = packed(make_batch(rows))
-    assert plan.num_tokens == sum(map(len, rows)) - best_saving(rows, shortest)
+    least = len(beginnings(rows))
+    assert least <= plan.num_tokens <= least + (saving - 1) * (len(rows) - 1)
+    assert saving > 1 or plan.num_tokens == least
+
+
+@settings(deadline=None, max_examples=100)
+@given(rows=few_rows, saving=st.integers(1, 6))
+def test_every_shared_segment_is_worth_it(make_batch, rows, saving) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "SMALLEST_SAVING", saving)
+        plan = packed(make_batch(rows))
+    for start, segment in zip(plan.starts, plan.segments, strict=True):
+        through = sum(start in plan.index[b, : len(row)].tolist() for b, row in enumerate(rows))
+        assert through >= 1
+        assert through == 1 or (through - 1) * segment.length >= saving
 
 
 @settings(deadline=None, max_examples=100)
 @given(rows=few_rows, shared=st.booleans())
 def test_every_live_token_is_there_with_its_position_and_its_past(make_batch, rows, shared) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "SHORTEST_PREFIX", 1)
+        patch.setattr(packing, "SMALLEST_SAVING", 1)
         plan = packed(make_batch(rows), share_prefixes=shared)
     assert sum(segment.length for segment in plan.segments) == plan.num_tokens
     ids, positions = plan.input_ids[0].tolist(), plan.position_ids[0].tolist()
@@ -69,67 +62,67 @@ def test_every_live_token_is_there_with_its_position_and_its_past(make_batch, ro
         assert [positions[place] for place in places] == list(range(len(row)))
         # what the last token of the row may look at is the row and nothing else
         number = max(n for n, start in enumerate(starts[:-1]) if start <= places[-1])
-        segment = plan.segments[number]
-        seen = list(range(starts[number], places[-1] + 1))
-        if segment.prefix is not None:
-            seen = [*range(starts[segment.prefix], starts[segment.prefix + 1]), *seen]
-        assert seen == places
+        chain = plan.chain(number)
+        assert [place for n in chain for place in range(starts[n], starts[n + 1])][: len(row)] == places
+        assert plan.past[number] == sum(plan.segments[n].length for n in chain[:-1])
+        every = torch.arange(plan.num_tokens)
+        assert every[plan.allowed(torch.tensor(places[-1]), every, None)].tolist() == places
+        assert every[plan.allowed(torch.tensor(places[-1]), every, 2)].tolist() == places[-2:]
 
 
 def test_prefixes_by_hand(make_batch) -> None:
-    # Rows 0 and 1 share 9 tokens, row 2 shares 3 with them (too few), rows 3 and 4 are equal.
-    first = list(range(10, 19))
-    rows = [[*first, 1, 2], [*first, 3], [10, 11, 12, 5], [*first, 9, 9], [*first, 9, 9]]
+    # All rows begin with the same 9 tokens; two of them go on with the same 8, two are equal. One shares nothing.
+    system = list(range(10, 19))
+    prompt = list(range(30, 38))
+    rows = [[*system, *prompt, 1, 2], [40, 41], [*system, 9, 9], [*system, *prompt, 3], [*system, 9, 9]]
     plan = packed(make_batch(rows))
     assert plan.segments == (
-        *(Segment(9), Segment(2, prefix=0), Segment(1, prefix=0)),
-        *(Segment(4), Segment(11)),
+        Segment(9),
+        *(Segment(2, prefix=0), Segment(2, prefix=0)),  # 2 tokens more are too few to be worth a segment
+        *(Segment(8, prefix=0), Segment(2, prefix=3), Segment(1, prefix=3)),
+        Segment(2),
     )
-    assert plan.num_tokens == 9 + 2 + 1 + 4 + 11
-    assert torch.equal(plan.index[3, :11], plan.index[4, :11])
+    assert plan.num_tokens == 9 + 2 + 2 + 8 + 2 + 1 + 2
+    assert plan.past == (0, 9, 9, 9, 17, 17, 0)
+    assert plan.ends == (24, 11, 13, 24, 23, 24, 26)
+    assert plan.num_pairs == 45 + 2 * (18 + 3) + (72 + 36) + (34 + 3) + (17 + 1) + 3
+    assert plan.index[3, :18].tolist() == [*range(9), *range(13, 21), 23]
 
 
 def test_a_row_that_is_the_prefix_of_the_others(make_batch) -> None:
     first = list(range(10, 19))
-    plan = packed(make_batch([first, [*first, 1], [*first, 2]]))
+    plan = packed(make_batch([[*first, 1], first, [*first, 2]]))
     assert plan.segments == (Segment(9), Segment(1, prefix=0), Segment(1, prefix=0))
-    assert plan.index[0].tolist()[:9] == list(range(9))
+    assert plan.index[1].tolist()[:9] == list(range(9))
 
 
-def test_share_prefixes_false_packs_in_full(make_batch) -> None:
-    rows = [[5] * 12, [5] * 12]
-    assert packed(make_batch(rows), share_prefixes=False).num_tokens == 24
-    assert packed(make_batch(rows)).num_tokens == 12
+def test_the_order_of_rows_changes_nothing(make_batch) -> None:
+    first, second = list(range(10, 19)), list(range(20, 29))
+    apart = packed(make_batch([[*first, 1], [*second, 1], [*first, 2], [*second, 2]]))
+    assert apart.num_tokens == 9 + 1 + 1 + 9 + 1 + 1
 
 
-@pytest.mark.parametrize("window", [None, 3, 50])
-@pytest.mark.parametrize("softcap", [None, 0.7])
-def test_attention_is_the_textbook_one(make_batch, window, softcap) -> None:
-    """Against softmax(q kᵀ) v written out token by token, with grouped heads and a scale of our own."""
-    rows = [[1] * 9 + [2, 3], [1] * 9 + [4], [6, 7, 8, 9]]
+def test_share_prefixes_false_packs_in_full_and_in_order(make_batch) -> None:
+    rows = [[6] * 12, [5] * 12, [5] * 12]
+    plan = packed(make_batch(rows), share_prefixes=False)
+    assert plan.segments == (Segment(12), Segment(12), Segment(12))
+    assert plan.input_ids[0].tolist() == [token for row in rows for token in row]
+    assert packed(make_batch(rows)).num_tokens == 24
+
+
+def test_hundreds_of_rows_and_a_deep_tree(make_batch) -> None:
+    """Every row goes on where the one before ended: the tree is as deep as there are rows."""
+    rows = [[7] * n for n in range(1, 700)]
     plan = packed(make_batch(rows))
-    torch.manual_seed(0)
-    n = plan.num_tokens
-    query, key, value = (torch.randn(1, heads, n, 6, dtype=torch.float64) for heads in (4, 2, 2))
-    out = plan.attend(0, query, key, value, scaling=0.3, dropout=0.0, sliding_window=window, softcap=softcap)
-    assert out.shape == (1, n, 4, 6)
-    for b, row in enumerate(rows):
-        places = plan.index[b, : len(row)]
-        for t in range(len(row)):
-            past = places[max(0, t + 1 - window) if window else 0 : t + 1]
-            for head in range(4):
-                scores = 0.3 * key[0, head // 2, past] @ query[0, head, places[t]]
-                if softcap:
-                    scores = softcap * torch.tanh(scores / softcap)
-                expected = scores.softmax(0) @ value[0, head // 2, past]
-                torch.testing.assert_close(out[0, places[t], head], expected)
+    assert plan.num_tokens <= 699 + (packing.SMALLEST_SAVING - 1) * 10
 
 
 def test_dropout_reaches_attention(make_batch) -> None:
     plan = packed(make_batch([[1] * 6]))
     torch.manual_seed(0)
     query = torch.randn(1, 2, 6, 4)
-    for softcap in (None, 5.0):
+    for softcap, backend in ((None, "tiles"), (5.0, "tiles"), (None, "sdpa"), (5.0, "sdpa")):
+        plan = dataclasses.replace(plan, backends=(backend,))
         options = {"scaling": None, "sliding_window": None, "softcap": softcap}
         dry = plan.attend(0, query, query, query, dropout=0.0, **options)
         wet = plan.attend(0, query, query, query, dropout=0.5, **options)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from posttrain.functional import token_logprobs
 from posttrain.models.attention import NAME, register
+from posttrain.models.attention_backends import usable
 from posttrain.models.linears import quicken
 from posttrain.models.logits import logit_scale
 from posttrain.models.packing import packed
@@ -25,10 +26,15 @@ PROBE_TOLERANCE = 1e-3
 HALF_PROBE_EPSILONS = 16
 
 
-def prepare_trunk(model: PreTrainedModel) -> bool:
+def prepare_trunk(model: PreTrainedModel, backends: tuple[str, ...] = ()) -> bool:
     """Switch the model to packed attention where that is exact; else keep padded batches and say why.
 
-    Exactness is tested, not assumed: two short random sequences go through the model packed and padded.
+    Exactness is tested, not assumed: short random sequences go through the model packed and padded. Before that each
+    backend of attention that needs a kernel of its own is tried with the model's heads; one that fails is left out.
+
+    Args:
+        model: in the precision and on the device that it will run on.
+        backends: of attention, best first; () is the default of the device.
 
     Returns:
         True when the trunk runs packed.
@@ -43,6 +49,8 @@ def prepare_trunk(model: PreTrainedModel) -> bool:
     try:
         with torch.no_grad():
             device = next(model.parameters()).device
+            plans = [packed(probe.to(device), share_prefixes=shares) for shares in (True, False)]
+            model.attention_backends = usable(model, plans, backends)  # type: ignore[assignment]
             padded_hidden, padded_index = trunk(model, probe.to(device))
             model.set_attn_implementation(NAME)
             hidden, index = trunk(model, probe.to(device))
@@ -101,7 +109,7 @@ def trunk(model: PreTrainedModel, batch: Batch, below: LowerPart | None = None) 
         hidden [N, D] and index [B, T]: ``hidden[index[b, t]]`` is the state after token (b, t).
     """
     if is_packed(model):
-        plan = packed(batch)
+        plan = packed(batch, backends=getattr(model, "attention_backends", ()))
         states = kept_states(batch, plan, below)
         if states is None or below is None:
             return run_packed(model, plan), plan.index

@@ -53,9 +53,9 @@ class _Lengths:
 def row_lengths(plan: Packing) -> Tensor:
     """[N] length of the row that each packed token belongs to; of the longest, where rows share it."""
     lengths = [segment.length for segment in plan.segments]
-    totals = list(lengths)
-    for number, segment in enumerate(plan.segments):
-        if segment.prefix is not None:
-            totals[number] = lengths[segment.prefix] + lengths[number]
-            totals[segment.prefix] = max(totals[segment.prefix], totals[number])
+    totals = [past + length for past, length in zip(plan.past, lengths, strict=True)]
+    for number in range(len(totals) - 1, -1, -1):
+        before = plan.segments[number].prefix
+        if before is not None:
+            totals[before] = max(totals[before], totals[number])
     return torch.tensor(totals).repeat_interleave(torch.tensor(lengths))

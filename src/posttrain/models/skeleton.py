@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from posttrain.errors import UserError
 from posttrain.models import attention
 from posttrain.models.activations import fuse_activations
+from posttrain.models.attention_tiles import tile_rows
 from posttrain.models.load import first_line, quiet, read_json
 
 _META = torch.device("meta")
@@ -55,7 +56,7 @@ def saved_bytes(model: PreTrainedModel, num_tokens: int, longest: int | None = N
     Args:
         model: a skeleton, ``requires_grad`` as in training.
         num_tokens: of all rows.
-        longest: of the longest row; counts where attention keeps its scores, with dropout or a soft-cap.
+        longest: of the longest row; counts where attention has dropout, and keeps what it dropped.
 
     Returns:
         Bytes of all tensors that autograd holds, each storage once; without activation checkpointing.
@@ -137,31 +138,26 @@ class _Sizes:
         value: Tensor,
         *,
         dropout: float,
-        sliding_window: int | None,
-        softcap: float | None,
         **_: Any,
     ) -> Tensor:
         """See ``AttentionPlan.attend``."""
-        groups = query.shape[1] // key.shape[1]
-        if groups > 1:
-            key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-        # fused attention keeps no scores; it knows neither a soft-cap nor, on a CPU, dropout
-        tables = 2 if softcap is not None else 3 if dropout else 0
-        scores = query.new_empty(tables, *query.shape[:-1], self.longest)
-        windowed = sliding_window is not None and sliding_window < self.longest and not tables
-        mask = query.new_empty(query.shape[2] if windowed else 0, self.longest)
-        out: Tensor = _KeepsAll.apply(query, key, value, scores, mask)  # type: ignore[no-untyped-call]
-        return torch.cat([out], dim=2).transpose(1, 2)
+        # the inputs alone, and with dropout one byte for each weight: whether it stays
+        heads, tokens = query.shape[1:3]
+        rows = tile_rows(heads, self.longest)
+        ends = [*range(rows, self.longest, rows), self.longest]
+        area = sum(end * (end - begin) for begin, end in zip([0, *ends], ends, strict=False)) if dropout else 0
+        kept = torch.empty(heads * area * tokens // self.longest, dtype=torch.bool, device=query.device)
+        out: Tensor = _KeepsAll.apply(query, key, value, kept)  # type: ignore[no-untyped-call]
+        return out
 
 
 class _KeepsAll(torch.autograd.Function):
-    """Saves its inputs and its output."""
+    """Saves its inputs, as attention in tiles does; the others keep a little more (``models/attention_backends``)."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, *others: Tensor) -> Tensor:
-        out = torch.empty_like(query)
-        ctx.save_for_backward(query, *others, out)
-        return out
+        ctx.save_for_backward(query, *others)
+        return query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
