@@ -71,8 +71,7 @@ class Costs:
     def forward(self, plan, targets, adapters):
         """One forward: live tokens, attention within segments, logits of trained tokens only."""
         seen = 0
-        for segment in plan.segments:
-            past = 0 if segment.prefix is None else plan.segments[segment.prefix].length
+        for segment, past in zip(plan.segments, plan.past, strict=True):
             seen += segment.length * (segment.length + past)
         return (self.trunk + adapters * self.lora) * plan.num_tokens + self.attention * seen + self.head * targets
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,7 +108,7 @@ def _pieces(plan: Layout, heads: int, window: int | None) -> list[tuple[int, int
         longest = past + segment.length if window is None else min(past + segment.length, window + _MOST_ROWS)
         rows = tile_rows(heads, longest)
         edges = [*range(start, start + segment.length, rows), start + segment.length]
-        found += [(a, b, number, past + a - start) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        found += [(a, b, number, past + a - start) for a, b in itertools.pairwise(edges)]
     return found
 
 

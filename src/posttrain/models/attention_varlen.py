@@ -1,4 +1,4 @@
-"""Packed attention by PyTorch's own variable-length FlashAttention: half precision on a GPU, rows that share nothing."""
+"""Packed attention by PyTorch's variable-length FlashAttention: half precision on a GPU, rows that share nothing."""
 
 from __future__ import annotations
 
