@@ -81,13 +81,13 @@ def assert_textbook(name, rows, plan, terms, heads, seed):
     window=st.sampled_from([None, 1, 3, 17, 200]),
     softcap=st.sampled_from([None, 0.7]),
     heads=st.sampled_from([(2, 2), (6, 2), (3, 1)]),
-    saving=st.sampled_from([1, 8]),
+    shortest=st.sampled_from([1, 8]),
 )
-def test_attention_is_the_textbook_one(make_batch, name, seed, window, softcap, heads, saving) -> None:
+def test_attention_is_the_textbook_one(make_batch, name, seed, window, softcap, heads, shortest) -> None:
     """With trees of prefixes, windows, soft-caps and grouped heads; tiles small enough that segments take several."""
     rows = branching_rows(seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "SMALLEST_SAVING", saving)
+        patch.setattr(packing, "SHORTEST_PREFIX", shortest)
         patch.setattr(attention_tiles, "_MOST_ROWS", 16)
         plan = packed(make_batch(rows))
     assert_textbook(name, rows, plan, Terms(0.3, window=window, softcap=softcap), heads, seed)
@@ -98,7 +98,7 @@ def test_attention_is_the_textbook_one(make_batch, name, seed, window, softcap, 
     seed=st.integers(0, 10**6),
     window=st.sampled_from([None, 5, 30]),
     most=st.sampled_from([16, 32, 64]),
-    overhead=st.sampled_from([0, 1 << 12, 1 << 30]),
+    overhead=st.sampled_from([0, 1 << 10, 1 << 30]),
 )
 def test_tiles_of_every_cut(make_batch, seed, window, most, overhead) -> None:
     """From one tile for each piece to as many segments in a tile as go in."""
@@ -108,7 +108,7 @@ def test_tiles_of_every_cut(make_batch, seed, window, most, overhead) -> None:
         patch.setattr(attention_tiles, "_TILE_OVERHEAD", overhead)
         plan = packed(make_batch(rows))
         assert_textbook("tiles", rows, plan, Terms(0.5, window=window), (4, 2), seed)
-        cut = attention_tiles.tiles(plan, 4, 4, window, torch.float64)
+        cut = attention_tiles.tiles(plan, 4, window, torch.float64)
     assert [tile.start for tile in cut] == [0, *(tile.stop for tile in cut[:-1])]
     assert cut[-1].stop == plan.num_tokens
     assert all(tile.stop - tile.start <= most for tile in cut)
@@ -126,13 +126,13 @@ def test_one_plan_serves_layers_of_all_kinds(make_batch, name) -> None:
 
 def test_short_segments_share_a_tile_and_long_ones_take_several(make_batch) -> None:
     short = packed(make_batch([[n, 1, 2] for n in range(10, 20)]))
-    assert len(attention_tiles.tiles(short, 4, 8, None, torch.float32)) == 1
+    assert len(attention_tiles.tiles(short, 4, None, torch.float32)) == 1
     long = packed(make_batch([[5] * 200]))
-    cut = attention_tiles.tiles(long, 4, 8, None, torch.float32)
+    cut = attention_tiles.tiles(long, 4, None, torch.float32)
     assert [(tile.start, tile.stop, tile.num_keys, tile.free) for tile in cut] == [
         *((0, 64, 64, 1), (64, 128, 128, 65), (128, 192, 192, 129), (192, 200, 200, 193)),
     ]
-    windowed = attention_tiles.tiles(long, 4, 8, 10, torch.float32)
+    windowed = attention_tiles.tiles(long, 4, 10, torch.float32)
     assert [tile.num_keys for tile in windowed] == [64, 73, 73, 17]
 
 
@@ -234,7 +234,7 @@ def test_what_was_asked_for_and_cannot_be_is_said(make_model, make_batch) -> Non
 
 
 @pytest.mark.usefixtures("flex_backward")
-@pytest.mark.parametrize("family", ["llama", "mistral", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt2"])
 def test_a_whole_model_by_flex_attention(make_model, make_batch, ragged_rows, family) -> None:
     batch = make_batch(ragged_rows(3))
     ours, theirs = make_model(family), make_model(family)
@@ -250,5 +250,5 @@ def test_a_whole_model_by_flex_attention(make_model, make_batch, ragged_rows, fa
     assert len(calls) == 2
     expected, other = trunk(theirs, batch)
     mask = batch.attention_mask
-    torch.testing.assert_close(states[index[mask]], expected[other[mask]], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(states[index[mask]], expected[other[mask]], atol=1e-5, rtol=1e-5)
     assert attention_backends.FALLBACK == "sdpa"

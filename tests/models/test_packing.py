@@ -17,39 +17,27 @@ from posttrain.models.packing import Packing, Segment, packed
 few_rows = st.lists(st.lists(st.integers(1, 2), min_size=1, max_size=7), min_size=1, max_size=6)
 
 
-def beginnings(rows):
-    """Every distinct beginning of a row: what is left to compute when each is computed once."""
-    return {tuple(row[: t + 1]) for row in rows for t in range(len(row))}
+def least_tokens(rows, shortest):
+    """What is left to compute when every beginning is computed once, of rows with so many tokens in common."""
+    long = [row for row in rows if len(row) >= shortest]
+    beginnings = {(tuple(row[: t + 1]), tuple(row[:shortest])) for row in long for t in range(len(row))}
+    return len(beginnings) + sum(len(row) for row in rows if len(row) < shortest)
 
 
 @settings(deadline=None, max_examples=150)
-@given(rows=few_rows, saving=st.integers(1, 6))
-def test_every_beginning_is_computed_once(make_batch, rows, saving) -> None:
+@given(rows=few_rows, shortest=st.integers(1, 4))
+def test_every_beginning_is_computed_once(make_batch, rows, shortest) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "SMALLEST_SAVING", saving)
+        patch.setattr(packing, "SHORTEST_PREFIX", shortest)
         plan = packed(make_batch(rows))
-    least = len(beginnings(rows))
-    assert least <= plan.num_tokens <= least + (saving - 1) * (len(rows) - 1)
-    assert saving > 1 or plan.num_tokens == least
-
-
-@settings(deadline=None, max_examples=100)
-@given(rows=few_rows, saving=st.integers(1, 6))
-def test_every_shared_segment_is_worth_it(make_batch, rows, saving) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "SMALLEST_SAVING", saving)
-        plan = packed(make_batch(rows))
-    for start, segment in zip(plan.starts, plan.segments, strict=True):
-        through = sum(start in plan.index[b, : len(row)].tolist() for b, row in enumerate(rows))
-        assert through >= 1
-        assert through == 1 or (through - 1) * segment.length >= saving
+    assert plan.num_tokens == least_tokens(rows, shortest)
 
 
 @settings(deadline=None, max_examples=100)
 @given(rows=few_rows, shared=st.booleans())
 def test_every_live_token_is_there_with_its_position_and_its_past(make_batch, rows, shared) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "SMALLEST_SAVING", 1)
+        patch.setattr(packing, "SHORTEST_PREFIX", 1)
         plan = packed(make_batch(rows), share_prefixes=shared)
     assert sum(segment.length for segment in plan.segments) == plan.num_tokens
     ids, positions = plan.input_ids[0].tolist(), plan.position_ids[0].tolist()
@@ -71,22 +59,24 @@ def test_every_live_token_is_there_with_its_position_and_its_past(make_batch, ro
 
 
 def test_prefixes_by_hand(make_batch) -> None:
-    # All rows begin with the same 9 tokens; two of them go on with the same 8, two are equal. One shares nothing.
+    # Rows 0, 2, 3 and 4 begin with the same 9 tokens; two of them go on with the same 8, two are equal. Two others
+    # share 7 tokens: too few.
     system = list(range(10, 19))
     prompt = list(range(30, 38))
-    rows = [[*system, *prompt, 1, 2], [40, 41], [*system, 9, 9], [*system, *prompt, 3], [*system, 9, 9]]
-    plan = packed(make_batch(rows))
+    rows = [[*system, *prompt, 1, 2], [*prompt[:7], 41], [*system, 9, 9], [*system, *prompt, 3], [*system, 9, 9]]
+    plan = packed(make_batch([*rows, [*prompt[:7], 42]]))
     assert plan.segments == (
         Segment(9),
-        *(Segment(2, prefix=0), Segment(2, prefix=0)),  # 2 tokens more are too few to be worth a segment
-        *(Segment(8, prefix=0), Segment(2, prefix=3), Segment(1, prefix=3)),
-        Segment(2),
+        Segment(2, prefix=0),
+        *(Segment(8, prefix=0), Segment(2, prefix=2), Segment(1, prefix=2)),
+        *(Segment(8), Segment(8)),
     )
-    assert plan.num_tokens == 9 + 2 + 2 + 8 + 2 + 1 + 2
-    assert plan.past == (0, 9, 9, 9, 17, 17, 0)
-    assert plan.ends == (24, 11, 13, 24, 23, 24, 26)
-    assert plan.num_pairs == 45 + 2 * (18 + 3) + (72 + 36) + (34 + 3) + (17 + 1) + 3
-    assert plan.index[3, :18].tolist() == [*range(9), *range(13, 21), 23]
+    assert plan.num_tokens == 9 + 2 + 8 + 2 + 1 + 8 + 8
+    assert plan.past == (0, 9, 9, 17, 17, 0, 0)
+    assert plan.ends == (22, 11, 22, 21, 22, 30, 38)
+    assert plan.num_pairs == 45 + (18 + 3) + (72 + 36) + (34 + 3) + (17 + 1) + 36 + 36
+    assert plan.index[3, :18].tolist() == [*range(9), *range(11, 19), 21]
+    assert torch.equal(plan.index[2], plan.index[4])
 
 
 def test_a_row_that_is_the_prefix_of_the_others(make_batch) -> None:
@@ -114,7 +104,7 @@ def test_hundreds_of_rows_and_a_deep_tree(make_batch) -> None:
     """Every row goes on where the one before ended: the tree is as deep as there are rows."""
     rows = [[7] * n for n in range(1, 700)]
     plan = packed(make_batch(rows))
-    assert plan.num_tokens <= 699 + (packing.SMALLEST_SAVING - 1) * 10
+    assert plan.num_tokens == 699 + sum(range(1, packing.SHORTEST_PREFIX))
 
 
 def test_dropout_reaches_attention(make_batch) -> None:

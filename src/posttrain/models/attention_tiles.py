@@ -16,8 +16,8 @@ from posttrain.models.attention_terms import Layout, Terms
 # A tile's scores stay in a core's cache: so many numbers, in at least and at most so many rows.
 _TILE_NUMBERS = 1 << 18
 _FEWEST_ROWS, _MOST_ROWS = 16, 64
-# What one more tile costs in dispatch, as multiplications of one product with the scores.
-_TILE_OVERHEAD = 1 << 19
+# What one more tile costs in dispatch, in scores of all heads.
+_TILE_OVERHEAD = 1 << 10
 
 
 @dataclass(frozen=True)
@@ -54,22 +54,21 @@ def tile_attention(plan: Layout, query: Tensor, key: Tensor, value: Tensor, term
     Returns:
         [1, N, Hq, D].
     """
-    heads, size = query.shape[1], query.shape[3]
-    address = ("tiles", heads, size, terms.window, query.dtype)
+    heads = query.shape[1]
+    address = ("tiles", heads, terms.window, query.dtype)
     if address not in plan.cache:
-        plan.cache[address] = tiles(plan, heads, size, terms.window, query.dtype)
+        plan.cache[address] = tiles(plan, heads, terms.window, query.dtype)
     out: Tensor = _Tiled.apply(query, key, value, plan.cache[address], terms)  # type: ignore[no-untyped-call]
     return out
 
 
-def tiles(plan: Layout, heads: int, size: int, window: int | None, dtype: torch.dtype) -> list[Tile]:
+def tiles(plan: Layout, heads: int, window: int | None, dtype: torch.dtype) -> list[Tile]:
     """Cut the queries of a packed row: long segments into several tiles, short neighbours into one.
 
     Args:
-        plan: who attends to whom. heads, size: of the queries.
+        plan: who attends to whom. heads: of the queries.
         window: see ``Terms``. dtype: of the masks.
     """
-    overhead = _TILE_OVERHEAD // (heads * size)
     masks: dict[Any, Tensor] = {}
     found: list[Tile] = []
     pieces = _pieces(plan, heads, window)
@@ -83,7 +82,7 @@ def tiles(plan: Layout, heads: int, size: int, window: int | None, dtype: torch.
             begin, end, other, place = pieces[last]
             lowest = min(position, place)
             joined = _keys(plan, owner, end, lowest, window)
-            apart = area + _area(begin, end, _keys(plan, other, end, place, window)) + overhead
+            apart = area + _area(begin, end, _keys(plan, other, end, place, window)) + _TILE_OVERHEAD
             if _area(start, end, joined) > apart:
                 break
             stop, keys, position, area, last = end, joined, lowest, _area(start, end, joined), last + 1

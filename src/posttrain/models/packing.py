@@ -15,8 +15,8 @@ from posttrain.models.attention_backends import attended
 from posttrain.models.attention_terms import Terms
 from posttrain.types import Batch
 
-# A segment of its own costs every layer some bookkeeping: it has to leave out at least this many tokens.
-SMALLEST_SAVING = 8
+# Shorter beginnings, such as the first tokens of a template, cost more bookkeeping than they save.
+SHORTEST_PREFIX = 8
 
 
 @dataclass(frozen=True)
@@ -151,9 +151,8 @@ def packed(batch: Batch, *, share_prefixes: bool = True, backends: tuple[str, ..
     """Pack a batch: padding left out, and every beginning that rows share kept once.
 
     The rows, in order of their token ids, are a tree: a system prompt that all share, under it prompts, under each the
-    beginning that some of its answers share. A branch becomes a segment where that leaves out ``SMALLEST_SAVING``
-    tokens or more. Outputs and gradients equal those of padded rows, because a token's hidden state depends on nothing
-    after it.
+    beginning that some of its answers share. Each branch is a segment, from ``SHORTEST_PREFIX`` common tokens on.
+    Outputs and gradients equal those of padded rows, because a token's hidden state depends on nothing after it.
 
     Args:
         batch: [B, T] right-padded rows, none empty.
@@ -199,7 +198,7 @@ def _branches(lengths: Sequence[int], shared: Sequence[int] | None) -> Iterator[
         first, last, begin, parent = todo.pop()
         end = lengths[first] if last == first + 1 else min(shared[first : last - 1])
         alone = last == first + 1
-        if end > begin and (alone or (last - first - 1) * (end - begin) >= SMALLEST_SAVING):
+        if end > begin and (alone or end >= SHORTEST_PREFIX):
             yield first, last, begin, end, parent
             begin, parent, count = end, count, count + 1
         if not alone:
