@@ -70,9 +70,10 @@ def attended(
     """Attention by the first backend that takes the call.
 
     Args:
-        backends: names, best first; () is the default of the device.
+        backends: names, best first; () is what needs no trial on this device.
     """
-    for name in backends or default_backends(query.device):
+    untried = () if query.device.type == "cuda" else default_backends(query.device)
+    for name in backends or untried:
         backend = BACKENDS[name]
         if not backend.refusal(plan, query, terms):
             return backend.attend(plan, query, key, value, terms)
