@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +14,12 @@ from posttrain.models.adapters import (
     adapter_parameters,
     adapter_state,
     add_adapter,
+    base_weight,
     fold,
+    has_room_to_merge,
     linear_names,
     lora_config,
+    lora_layers,
     merged,
     wear,
 )
@@ -165,6 +169,40 @@ def test_merged_equals_worn_and_leaves_no_trace(make_model, family, names) -> No
             if names:
                 assert not all(torch.equal(before[name], p) for name, p in weights(model).items())
     assert all(torch.equal(before[name], p) for name, p in weights(model).items())
+
+
+def test_without_room_for_copies_adapters_are_worn(make_model, monkeypatch) -> None:
+    model = filled(filled(make_model(), "one"), "two", seed=1)
+    wear(model, ["one"])
+    worn, before = logits(model), weights(model)
+    monkeypatch.setattr("posttrain.models.adapters.has_room_to_merge", lambda model: False)
+    wear(model, ["two"])
+    with merged(model, ["one"]):
+        assert torch.equal(logits(model), worn)
+        assert all(torch.equal(before[name], p) for name, p in weights(model).items())
+
+
+def test_a_cpu_has_room_and_a_gpu_is_asked(make_model, monkeypatch) -> None:
+    model = filled(make_model(), "one")
+    assert has_room_to_merge(model)
+    layers = [base_weight(layer) for layer in lora_layers(model)]
+    need = sum(weight.nbytes for weight in layers)
+    on_gpu = SimpleNamespace(device=torch.device("cuda"), nbytes=need)
+    monkeypatch.setattr("posttrain.models.adapters.lora_layers", lambda model: [None])
+    monkeypatch.setattr("posttrain.models.adapters.base_weight", lambda layer: on_gpu)
+    gpu = {"free": 10 * need, "reserved": 3 * need, "allocated": 2 * need, "fraction": 1.0}
+    monkeypatch.setattr("torch.cuda.memory_allocated", lambda where: gpu["allocated"])
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda where: gpu["reserved"])
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda where: (gpu["free"], 20 * need))
+    monkeypatch.setattr("torch.cuda.get_per_process_memory_fraction", lambda where: gpu["fraction"])
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda where: SimpleNamespace(total_memory=20 * need))
+    assert has_room_to_merge(model)
+    gpu["fraction"] = 0.15  # 3 of which 2 are taken: the copies alone would fit
+    assert not has_room_to_merge(model)
+    gpu |= {"fraction": 1.0, "free": need // 8}  # 1 is reserved and unused
+    assert not has_room_to_merge(model)
+    gpu["free"] = need // 2
+    assert has_room_to_merge(model)
 
 
 def test_merged_restores_after_an_error(make_model) -> None:

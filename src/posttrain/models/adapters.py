@@ -272,9 +272,10 @@ def merged(model: PreTrainedModel, names: Sequence[str]) -> Iterator[None]:
     """Within the context the base weights hold base + adapters and no adapter is active.
 
     The frozen tensors are set aside and put back untouched afterwards, so that merging cannot drift them. Nothing can
-    be added to quantised weights: their adapters are active within the context.
+    be added to quantised weights: their adapters are active within the context. So they are on a GPU that has no room
+    for the copies.
     """
-    if is_quantized(model):
+    if is_quantized(model) or not has_room_to_merge(model):
         wear(model, names)
         yield
         return
@@ -293,6 +294,18 @@ def merged(model: PreTrainedModel, names: Sequence[str]) -> Iterator[None]:
     finally:
         for weight, data in pristine:
             weight.data = data
+
+
+def has_room_to_merge(model: PreTrainedModel) -> bool:
+    """Whether the device can hold a merged copy of every layer that wears adapters, and a quarter of that beside it."""
+    weights = [base_weight(layer) for layer in lora_layers(model)]
+    if not weights or weights[0].device.type != "cuda":
+        return True
+    where = weights[0].device
+    allocated = torch.cuda.memory_allocated(where)
+    allowed = torch.cuda.get_per_process_memory_fraction(where) * torch.cuda.get_device_properties(where).total_memory
+    unused = torch.cuda.mem_get_info(where)[0] + torch.cuda.memory_reserved(where) - allocated
+    return 1.25 * sum(weight.nbytes for weight in weights) <= min(unused, allowed - allocated)
 
 
 def base_weight(layer: LoraLinear) -> nn.Parameter:
