@@ -173,6 +173,15 @@ def test_the_cost_adds_up(pipeline, state):
     assert rows[-1] == ("all", "", "0:15:00", "5.00 GB")
 
 
+def test_each_phase_stands_against_the_least(pipeline, state):
+    decode = {"decode_tokens_per_second": 1234.4, "decode_flops_of_ideal": 1.014, "decode_padding_ratio": 1.0}
+    write(Path(pipeline.output_dir) / "ppo", {**PPO, **decode, "decode_x_of_limit": 1.5, "train_flops_of_ideal": 1.25})
+    text, said = written(pipeline, state)
+    assert "| ppo | decode | 1234 | 1.01 | 1.00 | 1.50 |" in text
+    assert "| ppo | train | – | 1.25 | – | – |" in text
+    assert "time / least" in said
+
+
 def test_other_evaluations_are_listed(pipeline, state):
     results = {"task": "reward", "variants": {"rm": {"accuracy": 0.875}}}
     write(Path(pipeline.output_dir) / "evaluate", results, name="eval_results.json")

@@ -10,6 +10,7 @@ from posttrain.models.load import load_tokenizer
 from posttrain.rewards import ScriptedReward
 from posttrain.rollout import SamplingParams, SlotSampler
 from posttrain.train.online import OnlineRun
+from posttrain.train.pace import Pace
 from posttrain.train.parts import make_algorithm, make_engine, make_plan, optimizer_rows
 
 
@@ -18,6 +19,7 @@ class Notebook:
 
     def __init__(self, stop_at=None):
         self.stats, self.steps, self.stop_at = [], [], stop_at
+        self.pace = Pace()
 
     def after_step(self, step, stats):
         self.steps.append(step)

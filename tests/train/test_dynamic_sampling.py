@@ -8,6 +8,7 @@ import torch
 from posttrain.rewards import ScriptedReward
 from posttrain.rollout.scripted import ScriptedSampler
 from posttrain.train import online
+from posttrain.train.pace import Pace
 
 
 def quiet(name, done, total):
@@ -35,7 +36,7 @@ def drawn(make_online_run):
 
         parts = {"sampler": sampler, "reward": ScriptedReward(score), "tolerance": 1e9, "dynamic_rounds": rounds}
         run, _ = make_online_run(parts, stage=stage, num_return_sequences=2, **keys)
-        return online.experience(run, iteration, online.Stopwatch(), quiet), sampler, asked
+        return online.experience(run, iteration, Pace(), quiet), sampler, asked
 
     return make
 
@@ -156,7 +157,7 @@ def remax(make_online_run):
 
 def test_the_baseline_is_the_reward_of_each_prompts_greedy_completion(remax) -> None:
     run, sampler, scored = remax()
-    batch = online.experience(run, 3, online.Stopwatch(), quiet)
+    batch = online.experience(run, 3, Pace(), quiet)
     assert indices(batch) == [0, 0, 1, 1]
     assert batch.baseline_rewards.tolist() == [29, 29, 39, 39]
     assert batch.rewards is None
@@ -186,7 +187,7 @@ def test_further_prompts_have_greedy_completions_too(remax) -> None:
     """Samples of prompts 0 and 2 score the same."""
     reward = ScriptedReward(lambda ids: float(ids[0]) if ids[0] == 99 or ids[1] % 2 else 5.0)
     run, _, _ = remax(dynamic_rounds=1, reward=reward)
-    batch = online.experience(run, 0, online.Stopwatch(), quiet)
+    batch = online.experience(run, 0, Pace(), quiet)
     assert indices(batch) == [1, 1, 3, 3]
     assert batch.rewards.tolist() == [70, 71, 70, 71]
     assert batch.baseline_rewards.tolist() == [99] * 4
@@ -195,7 +196,7 @@ def test_further_prompts_have_greedy_completions_too(remax) -> None:
 def test_other_algorithms_sample_no_baseline(make_online_run) -> None:
     sampler = ScriptedSampler(by_sample)
     run, _ = make_online_run({"sampler": sampler}, stage="rloo", num_return_sequences=2)
-    batch = online.experience(run, 0, online.Stopwatch(), quiet)
+    batch = online.experience(run, 0, Pace(), quiet)
     assert batch.baseline_rewards is None
     assert len(sampler.calls) == 1
     assert torch.equal(batch.loss_mask.sum(dim=1), torch.full((4,), 3))

@@ -12,6 +12,7 @@ from posttrain.data.batches import collate
 from posttrain.data.template import EncodedRow
 from posttrain.train import online
 from posttrain.train.mixture import Mixture
+from posttrain.train.pace import Pace
 
 
 def quiet(name, done, total):
@@ -111,7 +112,7 @@ def test_both_losses_are_means_of_their_own(fresh_engine) -> None:
     """Twice the text, or other experience, changes neither how much the other counts."""
     run = fresh_engine(stage="rloo", num_return_sequences=2)
     engine = run.engine
-    batch, _ = online.learn(run, 1, online.experience(run, 1, online.Stopwatch(), quiet), online.Stopwatch(), quiet)
+    batch, _ = online.learn(run, 1, online.experience(run, 1, Pace(), quiet), Pace(), quiet)
 
     def loss(*, repeated=0, experience=True):
         if experience:

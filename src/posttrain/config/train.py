@@ -103,5 +103,10 @@ class TrainConfig:
     early_stopping_steps: int | None = option(
         None, help="Stop when this many evaluations in a row bring no improvement.", minimum=1
     )
+    measure_limits: bool | None = option(
+        None,
+        help="Measure first, for about a second, what the machine can do, so that the log says how far from that each "
+        "phase is; null does so for models of 10 million weights and more.",
+    )
     ddp_timeout: int = option(1800, help="Seconds that the processes of one run wait for each other.", minimum=0)
     dataloader_num_workers: int = option(0, help="Without effect, with a note: batches are made in the run.", minimum=0)

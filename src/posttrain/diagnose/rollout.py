@@ -21,6 +21,7 @@ from posttrain.train import online
 from posttrain.train.failures import explained
 from posttrain.train.machine import peak_memory_bytes
 from posttrain.train.metrics import duration
+from posttrain.train.pace import Pace
 from posttrain.train.parts import Parts, make_algorithm, optimizer_rows
 from posttrain.train.progress import Progress
 from posttrain.train.scoring import scored
@@ -43,7 +44,7 @@ class Iteration:
 
     parts: Parts
     small: Parts
-    watch: online.Stopwatch = field(default_factory=online.Stopwatch)
+    watch: Pace = field(default_factory=Pace)
     stage: OnlineStage | None = None
     batch: RolloutBatch | None = None
     seconds: dict[str, float] = field(default_factory=dict)

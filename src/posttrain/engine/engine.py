@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +16,7 @@ from transformers import PreTrainedModel
 
 from posttrain.algorithms import Algorithm
 from posttrain.engine import state as stored
+from posttrain.engine.asked import Asked
 from posttrain.engine.lower_states import lower_parts, piece_states, row_states
 from posttrain.engine.microbatches import DEFAULT_MAX_TOKENS
 from posttrain.engine.numbered import Numbered, numbered, widened
@@ -25,6 +25,7 @@ from posttrain.engine.optimizers import make_optimizer, paging_note
 from posttrain.engine.processes import Processes
 from posttrain.engine.shares import OutOfMemory, Piece, Shares, attempted
 from posttrain.engine.tally import Tally, unit_counts
+from posttrain.engine.task import Task
 from posttrain.errors import RunError
 from posttrain.models.forward import is_packed
 from posttrain.models.roles import Roles
@@ -91,8 +92,9 @@ class Engine:
         note = paging_note(settings.name, self.device)
         self.notes = (note,) if note else ()
         self._pending = Tally()
-        self._tasks: list[_Task] = []
+        self._tasks: list[Task] = []
         self._micro_step = 0
+        self._asked = Asked(roles)
         roles.train()
 
     @property
@@ -106,6 +108,7 @@ class Engine:
         """The batch with its states behind the frozen lower layers, if there are such; for roles without dropout."""
         if not (parts := lower_parts(self.roles, self._parameters)):
             return batch
+        self._asked.add_lower(batch, parts)
         own = list(self._answers(numbered(batch), tuple(parts.values()), partial(piece_states, self.roles, parts)))
         self.shares.agree()
         return batch.with_columns(lower_states=row_states(parts, batch, own, self.processes))
@@ -121,6 +124,7 @@ class Engine:
             temperature: of the log-probabilities; None is the engine's.
         """
         for group in self.roles.together(consults):
+            self._asked.add(batch, group)
             names = {Role.ACTOR: "logprobs", Role.REFERENCE: "ref_logprobs", Role.CRITIC: "values"}
             columns: dict[str, list[Tensor]] = {names[role]: [] for role in group if role in names}
             pieces = []
@@ -143,12 +147,14 @@ class Engine:
             scores: Tensor = self.roles(piece, (Role.REWARD,)).scores
             return scores
 
+        self._asked.add(batch, (Role.REWARD,))
         answers = list(self._answers(numbered(batch), (Role.REWARD,), score))
         self.shares.agree()
         return self._whole([found for _, found in answers], [piece for piece, _ in answers], batch, width=())
 
     def sequence_logps(self, batch: Batch) -> Tensor:
         """[B] log-probability of each row's trained tokens under the actor as it is, without gradients or dropout."""
+        self._asked.add(batch, (Role.ACTOR,))
         batch = batch.to(self.device)
         ask = partial(self.roles, roles=(Role.ACTOR,), temperature=self._temperature)
         self.roles.eval()
@@ -177,7 +183,8 @@ class Engine:
             temperature: of the log-probabilities; None is the engine's.
         """
         began = time.perf_counter()
-        task = _Task(algorithm, minibatch.to(self.device), temperature or self._temperature, self.max_tokens)
+        self._asked.add(minibatch, *self.roles.together(algorithm.trains), trains=True)
+        task = Task(algorithm, minibatch.to(self.device), temperature or self._temperature, self.max_tokens)
         self._tasks.append(task)
         todo = [task]
         while (failed := self._first_failure(todo)) is not None:
@@ -188,7 +195,7 @@ class Engine:
         self.trained_tokens += int(task.minibatch.attention_mask.sum())
         self.computed_seconds += time.perf_counter() - began
 
-    def _first_failure(self, tasks: Sequence[_Task]) -> tuple[_Task, Batch, OutOfMemory] | None:
+    def _first_failure(self, tasks: Sequence[Task]) -> tuple[Task, Batch, OutOfMemory] | None:
         """Add the gradients of these tasks; the micro-batch that memory ran out for, None if it sufficed."""
         for task in tasks:
             algorithm, minibatch = task.algorithm, task.minibatch
@@ -207,7 +214,7 @@ class Engine:
             self._micro_step += count
         return None
 
-    def _backpropagate(self, task: _Task, piece: Piece[Batch], counts: dict[str, float]) -> None:
+    def _backpropagate(self, task: Task, piece: Piece[Batch], counts: dict[str, float]) -> None:
         """Forward, loss and backward of one micro-batch."""
         algorithm, rows = task.algorithm, piece.rows
         dropout = (self._seed * 1_000_003 + self.step) * 1009 + piece.number + 15_485_863 * piece.part
@@ -379,16 +386,6 @@ class Engine:
             "computed_seconds": self.computed_seconds,
             "algorithm_state": vars(self.algorithm_state),
         }
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What one call of ``accumulate`` adds to a step; ``max_tokens`` is what all processes dealt it out by."""
-
-    algorithm: Algorithm
-    minibatch: Batch
-    temperature: float
-    max_tokens: int
 
 
 def _loss_name(algorithm: Algorithm, role: Role) -> str:

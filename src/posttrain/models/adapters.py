@@ -23,6 +23,7 @@ from posttrain.models.adapter_files import MAGNITUDE, file_key
 from posttrain.models.lora_linear import fuse
 from posttrain.models.quantize import Int8Linear, is_quantized
 from posttrain.models.split import decoder_layers
+from posttrain.models.work import count_merge
 
 
 def linear_names(model: PreTrainedModel) -> list[str]:
@@ -289,6 +290,7 @@ def merged(model: PreTrainedModel, names: Sequence[str]) -> Iterator[None]:
                     pristine.append((weight, weight.data))
                     together = _with_adapters(layer, worn)
                     weight.data = together if layer.fan_in_fan_out else by_columns(together)
+                    count_merge(layer, [layer.r[name] for name in worn])
         wear(model, ())
         yield
     finally:

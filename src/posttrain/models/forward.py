@@ -17,6 +17,7 @@ from posttrain.models.linears import quicken
 from posttrain.models.logits import logit_scale
 from posttrain.models.packing import packed
 from posttrain.models.split import LowerPart, kept_states, lower, run_packed, upper
+from posttrain.models.work import count_head, trunk_pass
 from posttrain.types import Batch, Outputs
 
 # Two exact computations of the same attention differ by rounding only; real disagreement is orders larger.
@@ -116,7 +117,9 @@ def trunk(model: PreTrainedModel, batch: Batch, below: LowerPart | None = None) 
         return upper(model, plan, below.num_layers, states), plan.index
     decoder = model.get_decoder()
     width = batch.input_ids.shape[1]
-    out = decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), use_cache=False)
+    size, held = batch.input_ids.numel(), int(batch.attention_mask.sum())
+    with trunk_pass(model, positions=size, pairs=lambda: size * width, held=held):
+        out = decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), use_cache=False)
     rows = torch.arange(len(batch), device=batch.input_ids.device)[:, None] * width
     index = rows + torch.arange(width, device=batch.input_ids.device)
     return out.last_hidden_state.flatten(0, 1), index
@@ -170,7 +173,7 @@ def _language_head(
     """Log-probability of each target and entropy of its distribution, without ever holding [M, V]."""
     head = model.get_output_embeddings()
     text_config = model.config.get_text_config()
-    return token_logprobs(
+    logprobs, entropy = token_logprobs(
         hidden,
         head.weight,
         targets,
@@ -179,6 +182,8 @@ def _language_head(
         softcap=getattr(text_config, "final_logit_softcapping", None),
         logit_scale=logit_scale(text_config),
     )
+    count_head(hidden, head.weight, entropy)
+    return logprobs, entropy
 
 
 def _table(batch: Batch, row: Tensor, column: Tensor, values: Tensor) -> Tensor:

@@ -96,6 +96,13 @@ class Packing:
             for segment, past in zip(self.segments, self.past, strict=True)
         )
 
+    @property
+    def num_computed(self) -> int:
+        """How many pairs attention did compute: those of its tiles; without tiles, the masked half of squares too."""
+        squares = sum(s.length * (past + s.length) for s, past in zip(self.segments, self.past, strict=True))
+        tiled = [tiles for address, tiles in self.cache.items() if address[0] == "tiles"]
+        return max((sum((t.stop - t.start) * t.num_keys for t in tiles) for tiles in tiled), default=squares)
+
     @cached_property
     def until(self) -> Tensor:
         """[N] packed position behind the last token that may look at this one."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from posttrain.models.packing import Packing
+from posttrain.models.work import trunk_pass
 from posttrain.types import Batch
 
 
@@ -95,9 +96,11 @@ def worn_below(model: PreTrainedModel, names: Sequence[str], num_layers: int) ->
     return tuple(name for name in names if name in reaching)
 
 
-def run_packed(model: PreTrainedModel, plan: Packing) -> Tensor:
-    """[N, D] states behind the last layer and its norm."""
-    out = model.get_decoder()(input_ids=plan.input_ids, position_ids=plan.position_ids, use_cache=False, plan=plan)
+def run_packed(model: PreTrainedModel, plan: Packing, *, part: str = "") -> Tensor:
+    """[N, D] states behind the last layer and its norm; ``part`` tells what runs where it is not the whole."""
+    size = plan.num_tokens
+    with trunk_pass(model, positions=size, pairs=lambda: plan.num_computed, held=size, part=part):
+        out = model.get_decoder()(input_ids=plan.input_ids, position_ids=plan.position_ids, use_cache=False, plan=plan)
     states: Tensor = out.last_hidden_state[0]
     return states
 
@@ -108,7 +111,7 @@ def lower(model: PreTrainedModel, plan: Packing, num_layers: int) -> Tensor:
     _, layers = decoder_layers(model)
     stand_ins = {i: _StandIn(layers[i]) for i in range(num_layers, len(layers))}
     with _standing_in(layers, stand_ins):
-        run_packed(model, plan)
+        run_packed(model, plan, part=f"below {num_layers}")
     states = stand_ins[num_layers].given
     assert states is not None
     return states[0]
@@ -126,7 +129,7 @@ def upper(model: PreTrainedModel, plan: Packing, num_layers: int, states: Tensor
     stand_ins = {i: _StandIn(layers[i]) for i in range(num_layers)}
     stand_ins[num_layers - 1].gives = states[None]
     with _standing_in(layers, stand_ins):
-        return run_packed(model, plan)
+        return run_packed(model, plan, part=f"above {num_layers}")
 
 
 def kept_states(batch: Batch, plan: Packing, part: LowerPart | None) -> Tensor | None:

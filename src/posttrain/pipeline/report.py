@@ -56,6 +56,10 @@ def write_report(pipeline: PipelineConfig, state: State, notify: Callable[[str],
     cost = cost_table(stages)
     tables.append(cost)
     parts += ["## Time and memory", cost.markdown(), _COST]
+    phases = pace_table(stages)
+    if phases.rows:
+        tables.append(phases)
+        parts += [phases.markdown(), _PACE]
     if evaluation is not None:
         parts += _breakdown(evaluation.numbers) + _examples(evaluation)
     path = folder / FILE
@@ -133,6 +137,25 @@ def cost_table(stages: Sequence[StageResults]) -> Table:
     return Table(("stage", "steps", "time", "peak memory"), tuple(rows))
 
 
+def pace_table(stages: Sequence[StageResults]) -> Table:
+    """Each phase of the training stages against the least that it could compute and the least time that needs."""
+    rows = [
+        (
+            stage.name,
+            phase,
+            _shown(stage.numbers.get(f"{phase}_tokens_per_second"), 0),
+            _shown(stage.numbers.get(f"{phase}_flops_of_ideal")),
+            _shown(stage.numbers.get(f"{phase}_padding_ratio")),
+            _shown(stage.numbers.get(f"{phase}_x_of_limit")),
+        )
+        for stage in stages
+        for phase in ("prefill", "decode", "score", "train")
+        if f"{phase}_flops_of_ideal" in stage.numbers
+    ]
+    head = ("stage", "phase", "live tokens/s", "operations / fewest", "positions / tokens", "time / least")
+    return Table(head, tuple(rows))
+
+
 def differences(numbers: Mapping[str, Any]) -> list[str]:
     """A sentence for each pair of neighbouring variants and metric; it says when the interval includes 0."""
     sentences = []
@@ -169,6 +192,8 @@ def alarm_sentences(stages: Sequence[StageResults]) -> list[str]:
 
 _MISSING = "–"
 _COST = "Each stage is a process of its own: time from its start to its end, memory the most it held in RAM."
+
+_PACE = "Operations, positions and time of each phase over the least that would do; see docs/limits.md."
 
 
 def _shown(value: Any, places: int = 2) -> str:

@@ -14,6 +14,7 @@ short one behind the longest prompt and grows when a live sequence needs more.
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from posttrain.errors import RunError, UserError
 from posttrain.models import attention
 from posttrain.models.logits import logits_of
+from posttrain.models.work import StepCount
 from posttrain.rollout import sampling
 from posttrain.rollout.kv_cache import KVCache, StepPlan
 from posttrain.rollout.protocol import Completion, Progress, Prompt, SamplingParams
@@ -181,6 +183,7 @@ class _Generation:
         self.holds: list[_Group | None] = [None] * self.slots
         self.waiting: deque[_Sequence] = deque()
         self.stops = frozenset(params.stop_token_ids)
+        self.count = StepCount.opened(sampler.model)
 
     def run(self, progress: Progress | None) -> list[Completion]:
         while self.done < self.total:
@@ -255,7 +258,9 @@ class _Generation:
 
     def _step(self, admitted: list[_Group]) -> None:
         """One forward: a token for every live slot, and the admitted prompts."""
+        began = time.perf_counter()
         live = [sequence for sequence in self.live if sequence is not None]
+        contexts = [sequence.cached + 1 for sequence in live]
         logits, values = self._forward(live, admitted)
         self._draw(logits, values, live + [sequence for group in admitted for sequence in group.sequences])
         for slot, sequence in enumerate(live):
@@ -274,6 +279,10 @@ class _Generation:
                     self._place(sequence, len(self.live))
                 else:
                     self.waiting.append(sequence)
+        if self.count is not None:
+            prompts = [len(group.prompt.input_ids) for group in admitted]
+            seconds = time.perf_counter() - began
+            self.count.add(contexts, prompts, keys=max(contexts, default=0), seconds=seconds)
 
     def _forward(self, live: list[_Sequence], admitted: list[_Group]) -> tuple[Tensor, Tensor | None]:
         """Logits [S, V] and values [S]: for every live slot, then for every sample of every admitted prompt."""

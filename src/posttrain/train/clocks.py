@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 _NAMES = ("elapsed_time", "remaining_time", "seconds", "computed_seconds", "peak_memory_bytes", "created")
-_ENDINGS = ("_per_second", "runtime")
+_ENDINGS = ("_per_second", "runtime", "x_of_limit")
 
 
 def is_clock(name: str) -> bool:

@@ -19,6 +19,7 @@ from posttrain.errors import RunError
 from posttrain.train.alarms import Alarm, Alarms
 from posttrain.train.checkpoints import NAME, checkpoint_step
 from posttrain.train.metrics import Meter, MetricsLog
+from posttrain.train.pace import Pace
 from posttrain.train.progress import Progress
 from posttrain.train.run_directory import RunDirectory
 
@@ -57,6 +58,7 @@ class Monitor:
     Attributes:
         best: the best evaluation so far; one that raises an alarm which ends the run is no candidate.
         evaluations: the latest ones. stopped_by: names of the alarms that have ended the run.
+        pace: time and work of the phases of a step; the loop opens them.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Monitor:
         default_metric: str = "eval_loss",
         alarms: Alarms | None = None,
         processes: Processes | None = None,
+        pace: Pace | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Watch one run.
@@ -86,9 +89,11 @@ class Monitor:
             default_metric: what "best" means where ``metric_for_best_model`` is not set.
             alarms: told of every step and evaluation; None where nothing is watched.
             processes: that share the run and stop together.
+            pace: time and work of the phases, whose sums are kept in checkpoints.
             clock: seconds that only grow.
         """
         self._processes = processes or Processes()
+        self.pace = pace or Pace(processes=self._processes)
         self._config = config
         self._directory = directory
         self._log = log
@@ -158,7 +163,7 @@ class Monitor:
         self._earlier.steps += 1
         self._earlier.loss += stats.get("loss", 0.0)
         self._meter.add(stats)
-        shown = ("loss", "reward_mean", "kl", "tokens_per_second")
+        shown = ("loss", "reward_mean", "kl", "tokens_per_second", "x_of_limit")
         self._progress.update(1, **{name: stats[name] for name in shown if name in stats})
         last = step == self.total
         if self._logs(step, last):
@@ -228,6 +233,7 @@ class Monitor:
                 "best": asdict(self.best),
                 "meter": self._meter.state(),
                 "totals": asdict(self.totals),
+                "work": self.pace.state(),
                 "evaluated": self._evaluated,
                 "evaluations": self.evaluations,
             }
@@ -252,6 +258,7 @@ class Monitor:
             self.best = Best(**state["best"])
             self._meter.restore(state["meter"])
             self._earlier = Totals(**state.get("totals", {}))
+            self.pace.restore(state.get("work", {}))
             self._evaluated, self.evaluations = state.get("evaluated"), dict(state.get("evaluations", {}))
             if self._alarms is not None and "alarms" in state:
                 self._alarms.restore(state["alarms"])

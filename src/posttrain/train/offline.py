@@ -41,11 +41,11 @@ def fit(config: RunConfig, engine: Engine, algorithm: Algorithm, rows: Rows, pla
     """Train from the engine's step to the end of the plan, or until the monitor stops it."""
     steps = range(engine.step, plan.total)
     for step, chosen in zip(steps, _drawn(config, rows, plan, steps), strict=True):
-        began = time.perf_counter()
-        batch = rows.collate(chosen)
-        engine.accumulate(algorithm, prepared(engine, algorithm, batch))
-        stats = engine.optimizer_step()
-        stats["tokens_per_second"] = float(batch.attention_mask.sum()) / (time.perf_counter() - began)
+        with monitor.pace.phase("train"):
+            batch = rows.collate(chosen)
+            engine.accumulate(algorithm, prepared(engine, algorithm, batch))
+            stats = engine.optimizer_step()
+        stats |= monitor.pace.take({"train": float(batch.attention_mask.sum())})
         if monitor.after_step(step + 1, stats):
             break
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -22,32 +21,10 @@ from posttrain.train.experience import collect, joined, minibatches, sequence_kl
 from posttrain.train.gates import check_kl, check_ratio
 from posttrain.train.mixture import Mixture
 from posttrain.train.monitor import Monitor
+from posttrain.train.pace import Pace
 from posttrain.train.repetition import repetition
 from posttrain.train.scoring import judged, scored
 from posttrain.types import Role, RolloutBatch
-
-
-@dataclass
-class Stopwatch:
-    """Seconds of each phase of the current iteration."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Add the time spent inside to ``name``."""
-        began = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
-
-    def take(self, live_tokens: Mapping[str, float]) -> dict[str, float]:
-        """``seconds_<phase>`` and ``<phase>_tokens_per_second`` for the iteration; starts anew."""
-        taken, self.seconds = self.seconds, {}
-        stats = {f"seconds_{name}": value for name, value in taken.items()}
-        for name, tokens in live_tokens.items():
-            stats[f"{name}_tokens_per_second"] = tokens / max(taken.get(name, 0.0), 1e-9)
-        stats["tokens_per_second"] = live_tokens["train"] / max(sum(taken.values()), 1e-9)
-        return stats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,17 +74,16 @@ def fit(run: OnlineRun, iterations: int, monitor: Monitor, phase: Callable[[str,
     Raises:
         RunError: if a step-0 gate does not hold, or a loss is not finite.
     """
-    watch = Stopwatch()
     for iteration in range(run.engine.iteration, iterations):
-        batch = experience(run, iteration, watch, phase)
-        batch, stats = learn(run, iteration, batch, watch, phase)
+        batch = experience(run, iteration, monitor.pace, phase)
+        batch, stats = learn(run, iteration, batch, monitor.pace, phase)
         run.record(iteration + 1, batch)
         if monitor.after_step(iteration + 1, stats):
             break
 
 
 def learn(
-    run: OnlineRun, iteration: int, batch: RolloutBatch, watch: Stopwatch, phase: Callable[[str, int, int], None]
+    run: OnlineRun, iteration: int, batch: RolloutBatch, pace: Pace, phase: Callable[[str, int, int], None]
 ) -> tuple[RolloutBatch, dict[str, float]]:
     """One iteration from its completions on: score what has no reward yet, consult, credit, update.
 
@@ -118,7 +94,7 @@ def learn(
         RunError: as ``fit``.
     """
     engine, algorithm = run.engine, run.algorithm
-    with watch.phase("score"):
+    with pace.phase("score"):
         phase("score", 0, 0)
         batch = engine.with_lower_states(batch)
         on_rewards = run.on_first_rewards if iteration == 0 else None
@@ -127,13 +103,13 @@ def learn(
         check_kl(batch, run.tolerance)
     before = engine.algorithm_state
     batch, engine.algorithm_state = algorithm.credit(engine.gathered(batch), before)
-    with watch.phase("train"):
+    with pace.phase("train"):
         stats = update(run, iteration, batch, phase)
     batch = batch.with_columns(lower_states=())
     engine.iteration = iteration + 1
     stats["seconds_reward_wait"] = waited
     stats |= algorithm.statistics(batch, before) | part_means(batch) | {"repetition": repetition(batch.completions)}
-    return batch, stats | watch.take(_live_tokens(batch, run.epochs))
+    return batch, stats | pace.take(_live_tokens(batch, run.epochs))
 
 
 def _live_tokens(batch: RolloutBatch, epochs: int) -> dict[str, float]:
@@ -165,27 +141,27 @@ def take(run: OnlineRun, iteration: int, again: int = 0) -> list[EncodedPrompt]:
     return taken
 
 
-def experience(
-    run: OnlineRun, iteration: int, watch: Stopwatch, phase: Callable[[str, int, int], None]
-) -> RolloutBatch:
+def experience(run: OnlineRun, iteration: int, pace: Pace, phase: Callable[[str, int, int], None]) -> RolloutBatch:
     """The completions of one iteration; scored where what is sampled depends on the scores.
 
     With ``dynamic_rounds``, groups whose rewards are all the same teach nothing and are replaced by groups of further
     prompts, as long as the rounds last; then the iteration goes on with those that it has (with all, if none differ).
     """
-    with watch.phase("generate"):
+    with pace.phase("generate"):
         batch = _drawn(run, iteration, 0, phase)
     if not run.dynamic_rounds:
         return batch
     group, wanted = run.algorithm.group_size, len(batch)
-    batch = scored(run.reward, batch)
+    with pace.phase("score"):
+        batch = scored(run.reward, batch)
     found = [telling(batch, group)]
     for again in range(1, run.dynamic_rounds + 1):
         if sum(map(len, found)) >= wanted:
             break
-        with watch.phase("generate"):
+        with pace.phase("generate"):
             more = _drawn(run, iteration, again, phase)
-        found.append(telling(scored(run.reward, more), group))
+        with pace.phase("score"):
+            found.append(telling(scored(run.reward, more), group))
     kept = [rows for rows in found if len(rows)]
     if not kept:
         return batch

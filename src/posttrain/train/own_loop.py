@@ -44,6 +44,7 @@ from posttrain.train.handed_in import (
     rows_of,
 )
 from posttrain.train.handed_over import HandedOver, handed_over
+from posttrain.train.pace import Pace
 from posttrain.train.parts import make_algorithm, make_engine, make_plan, optimizer_rows
 from posttrain.train.places import model_place
 from posttrain.train.prompt_batches import PromptBatches
@@ -119,7 +120,7 @@ class PPOTrainer:
         self._sampler = SlotSampler(actor, num_slots=self.config.online.num_rollout_slots)
         self._tolerance = self.config.online.gate_tolerance or GATE_TOLERANCE[actor.dtype]
         self._alarms, self._notify = Alarms(self.config.alarms), notify
-        self._asked = 0
+        self._asked, self._pace = 0, Pace()
         self._prompts = None if train_dataset is None else self._batches(GivenRows(train_dataset, "train_dataset"))
 
     def _loaded(
@@ -179,7 +180,7 @@ class PPOTrainer:
             Prompt(input_ids=tuple(prompt.input_ids), index=first + number, samples=settings.num_return_sequences)
             for number, prompt in enumerate(encoded)
         ]
-        with self._engine.weights(Role.ACTOR):
+        with self._pace.phase("generate"), self._engine.weights(Role.ACTOR):
             completions = self._sampler.generate(asked, self._params(settings))
         self._asked += len(asked)
         return [
@@ -230,7 +231,7 @@ class PPOTrainer:
         batch = self._with_logprobs(batch, responses)
         iteration = self._engine.iteration
         run = self._run(len(rows), reward)
-        _, stats = online.learn(run, iteration, batch, online.Stopwatch(), lambda name, done, total: None)
+        _, stats = online.learn(run, iteration, batch, self._pace, lambda name, done, total: None)
         self._asked = 0
         for alarm in self._alarms.after_step(self.steps_done, stats):
             self._notify(f"alarm {alarm.name} at step {alarm.step}: {alarm.sentence}")

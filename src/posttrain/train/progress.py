@@ -15,6 +15,7 @@ _LABELS = {
     "reward_mean": "reward",
     "kl": "KL",
     "tokens_per_second": "tokens/s",
+    "x_of_limit": "x of limit",
     "learning_rate": "lr",
     "eval_loss": "eval loss",
 }

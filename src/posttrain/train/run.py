@@ -29,6 +29,7 @@ from posttrain.train.machine import peak_memory_bytes
 from posttrain.train.metrics import TRAINER_LOG, MetricsLog
 from posttrain.train.monitor import Monitor, Totals
 from posttrain.train.onlooker import Onlooker
+from posttrain.train.pace import Pace, measured
 from posttrain.train.parts import Parts, make_engine, make_plan
 from posttrain.train.plots import plot_run
 from posttrain.train.progress import Progress
@@ -186,6 +187,7 @@ def fit(parts: Parts, notify: Callable[[str], None]) -> dict[str, Any]:
     parts = _begun(parts, checkpoint)
     start = parts.steps_done
     processes.wait()  # until all have read the checkpoint
+    pace = _pace(parts, notify)
     directory.write_text("config.yaml", yaml.safe_dump(config.to_flat(), allow_unicode=True, sort_keys=False))
     with (
         _shown(processes) as stream,
@@ -213,6 +215,7 @@ def fit(parts: Parts, notify: Callable[[str], None]) -> dict[str, Any]:
             default_metric=stage.default_metric,
             alarms=stage.alarms,
             processes=processes,
+            pace=pace,
         )
         if checkpoint is not None:
             with reading(checkpoint, directory):
@@ -224,7 +227,8 @@ def fit(parts: Parts, notify: Callable[[str], None]) -> dict[str, Any]:
                 with monitor.interruptible():
                     stage.fit(monitor)
             final = _last_evaluation(parts, stage, monitor)
-        results = {**_train_results(parts, monitor.totals), **_first(before), **_alarms(stage, monitor)}
+        results = {**pace.results(), **_train_results(parts, monitor.totals), **_first(before)}
+        results |= _alarms(stage, monitor)
         log.trackers.end({**results, **final})
     if config.data.streaming:
         notify(parts.splits.report.sentence())
@@ -246,6 +250,14 @@ def _begun(parts: Parts, checkpoint: Path | None) -> Parts:
     with reading(checkpoint, parts.directory):
         parts.engine.resume(checkpoint)
     return parts
+
+
+def _pace(parts: Parts, notify: Callable[[str], None]) -> Pace:
+    """Nothing counted yet, and what the machine can do, where that is to be measured."""
+    pace = Pace(measured(parts.engine, parts.config.train.measure_limits), parts.engine.processes)
+    if pace.limits is not None:
+        notify(pace.sentence())
+    return pace
 
 
 def _trackers(parts: Parts, start: int, notify: Callable[[str], None]) -> Trackers | None:
