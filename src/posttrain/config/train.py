@@ -65,6 +65,11 @@ class TrainConfig:
     bf16: bool = option(False, help="Compute in bfloat16 where the device can; a CPU computes in float32.")
     fp16: bool = option(False, help="Compute in float16 where the device can; a CPU computes in float32.")
     gradient_checkpointing: bool = option(False, help="Recompute activations in the backward pass to save memory.")
+    activation_offloading: bool = option(
+        False,
+        help="Keep activations in the computer's memory between forward and backward pass, to save memory of the GPU; "
+        "instead of `gradient_checkpointing`.",
+    )
     disable_gradient_checkpointing: bool = option(
         False, help="Accepted for compatibility; checkpointing is off unless `gradient_checkpointing` is set."
     )

@@ -128,7 +128,6 @@ LOST: Mapping[str, str] = {
     "packing_strategy": "rows are always computed without padding and see only themselves",
     "eval_packing": "rows are always computed without padding and see only themselves",
     "packing": "stage sft computes rows without padding, each seeing only itself; stage pt packs documents",
-    "activation_offloading": "set `gradient_checkpointing: true` to save memory",
     "use_liger_loss": "log-probabilities never hold the matrix of all logits here",
     "use_logits_to_keep": "heads run only where tokens count",
     "base_model_attribute_name": "it belongs to Liger",

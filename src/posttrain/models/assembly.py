@@ -23,6 +23,7 @@ from posttrain.models.lineage import Backbone, Lineage, check_template, read_lin
 from posttrain.models.linears import quicken
 from posttrain.models.load import disable_dropout, quiet
 from posttrain.models.neftune import add_noise
+from posttrain.models.offload import Offload
 from posttrain.models.pissa import on_the_original
 from posttrain.models.quantize import is_quantized
 from posttrain.models.roles import Roles
@@ -185,6 +186,11 @@ def finish(config: RunConfig, backbone: PreTrainedModel) -> None:
         # transformers renamed it in 5.20 and warns about the old name
         enable = getattr(backbone, "activation_checkpointing_enable", backbone.gradient_checkpointing_enable)
         enable({"use_reentrant": False})
+    if config.train.activation_offloading:
+        if backbone.device.type == "cuda":
+            Offload(backbone.get_decoder(), pinned=True)
+        else:
+            warnings.warn("activation_offloading: true changes nothing without a GPU.", stacklevel=2)
 
 
 def lineage_on(config: RunConfig, mark: str, links: Sequence[Link]) -> Lineage:

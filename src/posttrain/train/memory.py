@@ -351,7 +351,10 @@ class _Planned:
 
 
 def _activations(config: RunConfig, model: PreTrainedModel, num_tokens: int, longest: int, width: int) -> int:
-    """What one micro-batch keeps: all of it, or with checkpointing each layer's input and one layer in full."""
+    """What one micro-batch keeps: all of it, or with checkpointing each layer's input and one layer in full.
+
+    With offloading it is what two layers keep: one that computes, one on its way.
+    """
     text = model.config.get_text_config()
     layers, state = int(text.num_hidden_layers), num_tokens * int(text.hidden_size) * width
     if config.method.stage not in WITH_DROPOUT:
@@ -359,6 +362,8 @@ def _activations(config: RunConfig, model: PreTrainedModel, num_tokens: int, lon
     whole = saved_bytes(model, num_tokens, longest)
     if config.train.gradient_checkpointing:
         whole = layers * state + whole // layers
+    elif config.train.activation_offloading and device().type == "cuda":
+        whole = 2 * whole // layers
     return whole + 2 * state  # the states that the heads read, and their gradient
 
 
