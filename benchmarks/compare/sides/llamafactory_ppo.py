@@ -48,14 +48,16 @@ def arguments(spec: dict[str, Any], model: Path) -> dict[str, Any]:
     }
 
 
-def given_logps(trainer: Any, rows: list[dict[str, Any]]) -> float:
-    """Mean log-probability of the rows' given answers, as the policy starts."""
+def given_logps(trainer: Any, rows: list[dict[str, Any]], temperature: float) -> float:
+    """Mean log-probability of the rows' given answers at the temperature of sampling, as the policy starts."""
     model, total, count = trainer.accelerator.unwrap_model(trainer.model), 0.0, 0
     for row in rows:
         ids = torch.tensor([row["prompt_ids"] + row["answer_ids"]])
         answer = len(row["answer_ids"])
         with torch.no_grad():
-            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids))[0][0, -answer - 1 : -1].float()
+            logits = (
+                model(input_ids=ids, attention_mask=torch.ones_like(ids))[0][0, -answer - 1 : -1].float() / temperature
+            )
         total += float(logits.log_softmax(-1).gather(-1, ids[0, -answer:, None]).sum())
         count += answer
     return total / count
@@ -75,6 +77,8 @@ def main() -> None:
     window, lengths, first = Window(), [], {}
     ids = [{"input_ids": row["prompt_ids"], "attention_mask": [1] * len(row["prompt_ids"])} for row in rows]
     workflow.get_dataset = lambda *_, **__: Dataset.from_list(ids)
+    stops = set(spec["stop_token_ids"])  # its padding, too: a score is read before it here, at it on the other side
+    open_rows = [{**row, "answer_ids": [t for t in row["answer_ids"] if t not in stops]} for row in rows]
     step, train = CustomPPOTrainer.step, CustomPPOTrainer.ppo_train
 
     def counted(self: Any, queries: list[Any], responses: list[Any], scores: list[Any], *rest: Any) -> Any:
@@ -84,7 +88,8 @@ def main() -> None:
     def measured(self: Any, *rest: Any, **more: Any) -> Any:
         self.model.eval()
         self.tokenizer.padding_side = "right"
-        first.update(first_loss=given_logps(self, rows), first_grad_norm=given_scores(self, rows))
+        logps, scores = given_logps(self, open_rows, spec["temperature"]), given_scores(self, open_rows)
+        first.update(first_loss=logps, first_grad_norm=scores)
         self.tokenizer.padding_side = "left"
         return window.around(train)(self, *rest, **more)
 

@@ -61,7 +61,8 @@ def main() -> None:
     parts = begun(online_keys(spec))
     if [list(row.input_ids) for row in parts.splits.train] != [row["prompt_ids"] for row in rows]:
         raise RuntimeError("the run samples from other prompts than those that the other side is given")
-    first = before(parts, rows)
+    stops = set(spec["stop_token_ids"]) if spec["stage"] == "ppo" else set()  # see llamafactory_ppo.py
+    first = before(parts, [{**row, "answer_ids": [t for t in row["answer_ids"] if t not in stops]} for row in rows])
     window, batches = Window(), []
     fit, learn = online.fit, online.learn
 
