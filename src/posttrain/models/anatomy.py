@@ -107,7 +107,9 @@ class Anatomy:
 
     def attention(self, seen: Callable[[int | None], int], *, above: int = 0) -> int:
         """Scores and weighted values from layer ``above`` on; ``seen(window)`` is s, tokens seen by each, summed."""
-        return sum(4 * layer.attention * seen(layer.window) for layer in self.layers[above:] if layer.attention)
+        layers = self.layers[above:]
+        by_window = {window: seen(window) for window in {layer.window for layer in layers}}
+        return sum(4 * layer.attention * by_window[layer.window] for layer in layers)
 
     def forward(self, tokens: int, seen: Callable[[int | None], int], targets: int) -> int:
         """One forward."""

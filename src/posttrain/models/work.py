@@ -136,9 +136,9 @@ def trunk_pass(
 
 
 def _checkpoints(model: PreTrainedModel) -> bool:
-    """Whether activations are recomputed in backward; transformers renamed it in 5.20."""
-    new = "is_activation_checkpointing"
-    return bool(getattr(model, new if hasattr(type(model), new) else "is_gradient_checkpointing"))
+    """Whether activations are recomputed in backward; all modules that can are told the same, so the first knows."""
+    name = "gradient_checkpointing"
+    return bool(next((getattr(module, name) for module in model.modules() if hasattr(module, name)), False))
 
 
 def count_head(hidden: Tensor, weight: Tensor, entropy: Tensor) -> None:
