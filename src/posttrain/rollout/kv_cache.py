@@ -14,7 +14,7 @@ class KVCache:
     """Keys and values of every layer, ``slots`` sequences of at most ``capacity`` tokens, more after ``reserve``.
 
     A layer's tensors are made at its first write, when its number of heads, head size and dtype are known. They lie as
-    [Hkv, slots * capacity, D], so that writing any set of tokens is one index copy; ``read`` shows them as
+    [Hkv, slots * capacity + scratch, D], so that writing any set of tokens is one index copy; ``read`` shows them as
     [slots, Hkv, L, D]. What is not written yet is zero: a masked place is read too, and counts 0 times its content,
     which is not 0 where unset memory happens to hold NaN or infinity.
 
@@ -22,10 +22,12 @@ class KVCache:
         slots: number of sequences.
         capacity: tokens of each that there is room for at first.
         limit: tokens of each that there will ever be; ``capacity`` unless given.
+        scratch: further places of one token, for what is written and never read; they follow the last slot.
     """
 
-    def __init__(self, slots: int, capacity: int, limit: int | None = None) -> None:
+    def __init__(self, slots: int, capacity: int, limit: int | None = None, *, scratch: int = 0) -> None:
         self.slots = slots
+        self.scratch = scratch
         self.capacity = capacity
         self.limit = capacity if limit is None else limit
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
@@ -65,11 +67,15 @@ class KVCache:
         for stored, new in zip(self.layers[layer], (key, value), strict=True):
             stored.index_copy_(1, places, new[0])
 
+    @property
+    def first_scratch(self) -> int:
+        """The place behind the last slot."""
+        return self.slots * self.capacity
+
     def read(self, layer: int, slots: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Views [slots, Hkv, stop - start, D] of the first ``slots`` slots."""
         key, value = (
-            stored.view(stored.shape[0], self.slots, self.capacity, -1)[:, :slots, start:stop].transpose(0, 1)
-            for stored in self.layers[layer]
+            self._by_slot(stored, self.capacity)[:, :slots, start:stop].transpose(0, 1) for stored in self.layers[layer]
         )
         return key, value
 
@@ -82,13 +88,20 @@ class KVCache:
 
     def _widened(self, stored: Tensor, capacity: int) -> Tensor:
         heads, size = stored.shape[0], stored.shape[2]
-        wider = stored.new_empty(heads, self.slots, capacity, size)
-        wider[:, :, : self.capacity] = stored.view(heads, self.slots, self.capacity, size)
-        wider[:, :, self.capacity :] = 0
-        return wider.view(heads, self.slots * capacity, size)
+        wider = stored.new_empty(heads, self.slots * capacity + self.scratch, size)
+        wider[:, self.slots * capacity :] = 0
+        by_slot = self._by_slot(wider, capacity)
+        by_slot[:, :, : self.capacity] = self._by_slot(stored, self.capacity)
+        by_slot[:, :, self.capacity :] = 0
+        return wider
+
+    def _by_slot(self, stored: Tensor, capacity: int) -> Tensor:
+        """View [Hkv, slots, capacity, D]."""
+        heads, size = stored.shape[0], stored.shape[2]
+        return stored[:, : self.slots * capacity].view(heads, self.slots, capacity, size)
 
     def _empty(self, like: Tensor) -> Tensor:
-        return like.new_zeros(like.shape[1], self.slots * self.capacity, like.shape[3])
+        return like.new_zeros(like.shape[1], self.slots * self.capacity + self.scratch, like.shape[3])
 
 
 @dataclass
@@ -143,17 +156,12 @@ class StepPlan:
     def _decode(
         self, layer: int, query: Tensor, scaling: float | None, window: int | None, softcap: float | None
     ) -> Tensor:
-        """One query per live slot [Hq, S, D] -> [S, Hq, D]; query heads that share a key head become its queries."""
+        """One query per live slot [Hq, S, D] -> [S, Hq, D]."""
         if window not in self._decode_masks:
             self._decode_masks[window] = self._decode_mask(window, query)
         start, mask = self._decode_masks[window]
         key, value = self.cache.read(layer, len(self.lengths), start, max(self.lengths))
-        grouped = query.view(key.shape[1], -1, *query.shape[1:]).permute(2, 0, 1, 3)  # [S, Hkv, G, D]
-        if softcap is None:
-            out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
-        else:
-            out = _softcapped(grouped, key, value, mask, scaling, softcap)
-        return out.flatten(1, 2)
+        return decode_attention(query, key, value, mask, scaling, softcap)
 
     def _decode_mask(self, window: int | None, like: Tensor) -> tuple[int, Tensor | None]:
         """(first position that any slot reads, additive mask [S, 1, 1, L] or None when every slot reads all)."""
@@ -161,12 +169,8 @@ class StepPlan:
         start = 0 if window is None else max(0, shortest - window)
         if longest == shortest:
             return start, None
-        lengths = torch.tensor(self.lengths, device=like.device)[:, None]
-        positions = torch.arange(start, longest, device=like.device)
-        visible = positions < lengths
-        if window is not None:
-            visible &= positions >= lengths - window
-        return start, _additive(visible, like)[:, None, None]
+        lengths = torch.tensor(self.lengths, device=like.device)
+        return start, decode_mask(torch.arange(start, longest, device=like.device), lengths, window, like)
 
     def _prefill(
         self,
@@ -194,6 +198,44 @@ class StepPlan:
         else:
             out = _softcapped(query, key, value, mask, scaling, softcap)
         return out[0].transpose(0, 1)
+
+
+def decode_mask(positions: Tensor, lengths: Tensor, window: int | None, like: Tensor) -> Tensor:
+    """What each slot's newest token reads, as numbers added to scores.
+
+    Args:
+        positions: [L] of the tokens that are there to be read.
+        lengths: [S] tokens of each slot, the newest included.
+        window: a slot reads this many last tokens; None is all.
+        like: of the dtype wanted.
+
+    Returns:
+        [S, 1, 1, L], 0 or minus infinity.
+    """
+    ends = lengths[:, None]
+    visible = positions < ends
+    if window is not None:
+        visible &= positions >= ends - window
+    return _additive(visible, like)[:, None, None]
+
+
+def decode_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, softcap: float | None
+) -> Tensor:
+    """One query per slot; query heads that share a key head become its queries.
+
+    Args:
+        query: [Hq, S, D]. key, value: [S, Hkv, L, D]. mask: of ``decode_mask``, or None.
+
+    Returns:
+        [S, Hq, D].
+    """
+    grouped = query.view(key.shape[1], -1, *query.shape[1:]).permute(2, 0, 1, 3)  # [S, Hkv, G, D]
+    if softcap is None:
+        out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
+    else:
+        out = _softcapped(grouped, key, value, mask, scaling, softcap)
+    return out.flatten(1, 2)
 
 
 def _causal(length: int, window: int | None, like: Tensor) -> Tensor:

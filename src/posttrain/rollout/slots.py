@@ -15,22 +15,26 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from posttrain.errors import RunError, UserError
 from posttrain.models import attention
 from posttrain.models.logits import logits_of
+from posttrain.models.modes import evaluating
+from posttrain.models.quantize import is_quantized
 from posttrain.models.work import StepCount
 from posttrain.rollout import sampling
+from posttrain.rollout.in_progress import Group, Sample
 from posttrain.rollout.kv_cache import KVCache, StepPlan
 from posttrain.rollout.protocol import Completion, Progress, Prompt, SamplingParams
+from posttrain.rollout.static_step import CudaRecorder, Recorder, RecordingError, StaticStep
 
 FIRST_ROOM = 128
 """Completion tokens that the cache has room for at first."""
@@ -44,11 +48,13 @@ class Counters:
         prefill_tokens: prompt tokens that went through the model.
         decode_steps: forwards that carried at least one live slot.
         decode_tokens: completion tokens that went through the model.
+        static_steps: those of ``decode_steps`` that ran on tensors which stay in place.
     """
 
     prefill_tokens: int = 0
     decode_steps: int = 0
     decode_tokens: int = 0
+    static_steps: int = 0
 
 
 class SlotSampler:
@@ -61,6 +67,8 @@ class SlotSampler:
         num_slots: sequences decoded side by side.
         prefill_tokens: prompt tokens admitted in one step (one longer prompt is admitted alone).
         value_head: [M, D] hidden states -> [M] values of the states that tokens are drawn from; None records none.
+        static: whether steps without new prompts run on tensors that stay in place, recorded as CUDA graphs on a GPU;
+            None is on a GPU only. Quantised models never do.
     """
 
     def __init__(
@@ -70,6 +78,7 @@ class SlotSampler:
         num_slots: int = 16,
         prefill_tokens: int = 2048,
         value_head: Callable[[Tensor], Tensor] | None = None,
+        static: bool | None = None,
     ) -> None:
         if num_slots < 1 or prefill_tokens < 1:
             raise ValueError("num_slots and prefill_tokens must be at least 1")
@@ -79,6 +88,8 @@ class SlotSampler:
         self.num_slots = num_slots
         self.prefill_tokens = prefill_tokens
         self.value_head = value_head
+        self.static = static
+        self.recorder: Recorder | None = None
         self.counters = Counters()
         self.version = 0
 
@@ -95,7 +106,7 @@ class SlotSampler:
         if not prompts:
             return []
         self._check_lengths(prompts, params)
-        with _evaluating(self.model):
+        with evaluating(self.model):
             return _Generation(self, prompts, params).run(progress)
 
     def load_weights(self, weights: Mapping[str, Tensor] | None, *, version: int) -> None:
@@ -110,6 +121,11 @@ class SlotSampler:
                 own[name].copy_(tensor)
         self.version = version
 
+    def is_static(self, device: torch.device) -> bool:
+        """Whether steps without new prompts run on tensors that stay in place."""
+        wanted = device.type == "cuda" if self.static is None else self.static
+        return wanted and not is_quantized(self.model)
+
     def _check_lengths(self, prompts: Sequence[Prompt], params: SamplingParams) -> None:
         config = self.model.config.get_text_config()
         limit = getattr(config, "max_position_embeddings", None)
@@ -122,48 +138,12 @@ class SlotSampler:
             )
 
 
-@dataclass(eq=False)
-class _Group:
-    """A prompt and its completions in progress."""
-
-    prompt: Prompt
-    sequences: list[_Sequence] = field(default_factory=list)
-
-
-@dataclass(eq=False, slots=True)
-class _Sequence:
-    """A completion in progress; ``seen`` is kept only for the repetition penalty."""
-
-    group: _Group
-    sample_index: int
-    numbers: list[float]
-    seen: Tensor | None
-    values: list[float] | None
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    ended: bool = False
-
-    @property
-    def cached(self) -> int:
-        """Tokens whose keys and values are stored: all but the newest."""
-        return len(self.group.prompt.input_ids) + len(self.token_ids) - 1
-
-    def completion(self) -> Completion:
-        return Completion(
-            token_ids=self.token_ids,
-            logprobs=self.logprobs,
-            ended=self.ended,
-            prompt_index=self.group.prompt.index,
-            sample_index=self.sample_index,
-            values=self.values,
-        )
-
-
 class _Generation:
     """The state of one ``generate`` call.
 
     ``live`` is the sequences of slots 0 .. len(live) - 1, None where one has just finished. ``holds[s]`` is the group
-    whose prompt's keys and values lie at the start of slot s.
+    whose prompt's keys and values lie at the start of slot s. ``executed`` is the slots that the last step carried and
+    the tokens of each that it read, live or not.
     """
 
     def __init__(self, sampler: SlotSampler, prompts: Sequence[Prompt], params: SamplingParams) -> None:
@@ -171,19 +151,25 @@ class _Generation:
         self.params = params
         self.device = sampler.model.get_input_embeddings().weight.device
         self.trunk = sampler.model.get_decoder()
-        self.groups = [_Group(prompt) for prompt in prompts]
+        self.groups = [Group(prompt) for prompt in prompts]
         self.queue = deque(self.groups)
         self.total = sum(prompt.samples for prompt in prompts)
         self.done = 0
         self.slots = min(sampler.num_slots, self.total)
         longest = max(len(prompt.input_ids) for prompt in prompts)
         first = longest + min(params.max_new_tokens, FIRST_ROOM)
-        self.cache = KVCache(self.slots, first, limit=longest + params.max_new_tokens)
-        self.live: list[_Sequence | None] = []
-        self.holds: list[_Group | None] = [None] * self.slots
-        self.waiting: deque[_Sequence] = deque()
+        is_static = sampler.is_static(self.device)
+        scratch = self.slots if is_static else 0
+        self.cache = KVCache(self.slots, first, limit=longest + params.max_new_tokens, scratch=scratch)
+        if is_static and self.device.type == "cuda" and sampler.recorder is None:
+            sampler.recorder = CudaRecorder(self.device)
+        self.static = StaticStep(sampler.model, self.cache, sampler.recorder) if is_static else None
+        self.live: list[Sample | None] = []
+        self.holds: list[Group | None] = [None] * self.slots
+        self.waiting: deque[Sample] = deque()
         self.stops = frozenset(params.stop_token_ids)
         self.count = StepCount.opened(sampler.model)
+        self.executed = 0, 0
 
     def run(self, progress: Progress | None) -> list[Completion]:
         while self.done < self.total:
@@ -210,7 +196,7 @@ class _Generation:
             self.cache.copy(len(self.live), slot, last.cached)
             self.live[slot], self.holds[slot] = last, last.group
 
-    def _place(self, sequence: _Sequence, slot: int) -> None:
+    def _place(self, sequence: Sample, slot: int) -> None:
         """Put a sequence whose first token is drawn into a slot."""
         group = sequence.group
         if self.holds[slot] is not group:
@@ -221,9 +207,9 @@ class _Generation:
         else:
             self.live[slot] = sequence
 
-    def _admit(self) -> list[_Group]:
+    def _admit(self) -> list[Group]:
         """The next prompts, as many as free slots and the token budget allow."""
-        admitted: list[_Group] = []
+        admitted: list[Group] = []
         free, budget = self.slots - len(self.live), self.sampler.prefill_tokens
         while self.queue and free > 0:
             prompt = self.queue[0].prompt
@@ -236,7 +222,7 @@ class _Generation:
             self._start(group)
         return admitted
 
-    def _start(self, group: _Group) -> None:
+    def _start(self, group: Group) -> None:
         prompt, params = group.prompt, self.params
         for index in range(prompt.samples):
             numbers = []
@@ -254,9 +240,9 @@ class _Generation:
                 seen = torch.zeros(vocabulary, dtype=torch.bool, device=self.device)
                 seen[list(prompt.input_ids)] = True
             values: list[float] | None = None if self.sampler.value_head is None else []
-            group.sequences.append(_Sequence(group, index, numbers, seen, values))
+            group.sequences.append(Sample(group, index, numbers, seen, values))
 
-    def _step(self, admitted: list[_Group]) -> None:
+    def _step(self, admitted: list[Group]) -> None:
         """One forward: a token for every live slot, and the admitted prompts."""
         began = time.perf_counter()
         live = [sequence for sequence in self.live if sequence is not None]
@@ -281,15 +267,18 @@ class _Generation:
                     self.waiting.append(sequence)
         if self.count is not None:
             prompts = [len(group.prompt.input_ids) for group in admitted]
-            seconds = time.perf_counter() - began
-            self.count.add(contexts, prompts, keys=max(contexts, default=0), seconds=seconds)
+            slots, keys = self.executed
+            self.count.add(contexts, prompts, keys=keys, seconds=time.perf_counter() - began, slots=slots)
 
-    def _forward(self, live: list[_Sequence], admitted: list[_Group]) -> tuple[Tensor, Tensor | None]:
+    def _forward(self, live: list[Sample], admitted: list[Group]) -> tuple[Tensor, Tensor | None]:
         """Logits [S, V] and values [S]: for every live slot, then for every sample of every admitted prompt."""
         positions = [sequence.cached for sequence in live]
         self.cache.reserve(max(positions, default=0) + 1)
-        capacity, counters = self.cache.capacity, self.sampler.counters
         tokens = [sequence.token_ids[-1] for sequence in live]
+        if not admitted and (found := self._static_answers(tokens, positions)) is not None:
+            return found
+        self.executed = len(live), max(positions, default=-1) + 1
+        capacity, counters = self.cache.capacity, self.sampler.counters
         places = [slot * capacity + position for slot, position in enumerate(positions)]
         lengths = [position + 1 for position in positions]
         prompts = [group.prompt.input_ids for group in admitted]
@@ -322,12 +311,33 @@ class _Generation:
         shared = [row_of[row] for row in rows]
         return logits[shared], None if values is None else values[shared]
 
+    def _static_answers(self, tokens: list[int], positions: list[int]) -> tuple[Tensor, Tensor | None] | None:
+        """What ``_forward`` says without new prompts, where a static step can say it."""
+        if self.static is None:
+            return None
+        try:
+            hidden, logits = self.static(tokens, positions)
+        except RecordingError as error:
+            warnings.warn(
+                f"decoding goes on without CUDA graphs, one kernel at a time, as the step of "
+                f"{type(self.sampler.model).__name__} cannot be recorded: {error}",
+                stacklevel=2,
+            )
+            self.static, self.sampler.static = None, False
+            return None
+        self.executed = self.static.sizes
+        counters, head = self.sampler.counters, self.sampler.value_head
+        counters.decode_tokens += len(tokens)
+        counters.decode_steps += 1
+        counters.static_steps += 1
+        return logits, None if head is None else head(hidden)
+
     def _answers(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
         """What the heads say of states [M, D]: logits [M, V], and values [M] where there is a value head."""
         head = self.sampler.value_head
         return logits_of(self.sampler.model, hidden), None if head is None else head(hidden)
 
-    def _draw(self, logits: Tensor, values: Tensor | None, sequences: list[_Sequence]) -> None:
+    def _draw(self, logits: Tensor, values: Tensor | None, sequences: list[Sample]) -> None:
         """Append one token to each sequence."""
         if values is not None:
             for sequence, value in zip(sequences, values.tolist(), strict=True):
@@ -356,21 +366,8 @@ class _Generation:
                 sequence.seen[token] = True
             self.done += self._finished(sequence)
 
-    def _finished(self, sequence: _Sequence) -> bool:
+    def _finished(self, sequence: Sample) -> bool:
         return sequence.ended or len(sequence.token_ids) == self.params.max_new_tokens
 
     def _tensor(self, numbers: list[int]) -> Tensor:
         return torch.tensor(numbers, dtype=torch.int64, device=self.device)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, each module's own mode restored afterwards."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
