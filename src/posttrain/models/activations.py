@@ -7,13 +7,15 @@ from typing import TypeVar
 from torch import nn
 from transformers.activations import FastGELUActivation, NewGELUActivation
 
+from posttrain.models.gated import fuse_gates
+
 Model = TypeVar("Model", bound=nn.Module)
 
 _SPELLED_OUT = (NewGELUActivation, FastGELUActivation)
 
 
 def fuse_activations(model: Model) -> Model:
-    """Compute the tanh form of GELU in one pass, in place of ``gelu_new`` and ``gelu_fast``; changes the model.
+    """Compute the tanh form of GELU in one pass, in place of ``gelu_new`` and ``gelu_fast``, and SwiGLU likewise.
 
         ½ x (1 + tanh(√(2/π) (x + 0.044715 x³)))
 
@@ -21,7 +23,7 @@ def fuse_activations(model: Model) -> Model:
     pass, fused one: of GPT-2's activations that is 40 %.
 
     Args:
-        model: modules without weights of their own are exchanged.
+        model: is changed; modules without weights of their own are exchanged.
 
     Returns:
         The model.
@@ -30,4 +32,4 @@ def fuse_activations(model: Model) -> Model:
         for name, child in module.named_children():
             if isinstance(child, _SPELLED_OUT):
                 setattr(module, name, nn.GELU(approximate="tanh"))
-    return model
+    return fuse_gates(model)
