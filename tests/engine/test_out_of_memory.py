@@ -8,6 +8,7 @@ import torch
 from posttrain.algorithms import PPO, SFT
 from posttrain.engine import Processes, TooLargeError
 from posttrain.engine.shares import Shares, attempted
+from posttrain.engine.task import Task
 from posttrain.types import Role
 
 from .test_engine import CASES, filled, make_engine, prepared, rollout, trained
@@ -212,6 +213,4 @@ def test_dropout_differs_in_the_parts_of_a_piece(make_model, make_batch) -> None
 
 
 def _task(engine, batch):
-    from posttrain.engine.engine import _Task
-
-    return _Task(SFT(), batch, 1.0, engine.max_tokens)
+    return Task(SFT(), batch, 1.0, engine.max_tokens)

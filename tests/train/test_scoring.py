@@ -10,6 +10,7 @@ import torch
 from posttrain.errors import RewardError
 from posttrain.rewards import FunctionReward
 from posttrain.train import online
+from posttrain.train.pace import Pace
 from posttrain.train.recorded import recorded_value_head
 from posttrain.types import Role
 
@@ -119,7 +120,7 @@ def test_recorded_values_are_the_critics_and_it_is_not_asked(make_online_run, no
         return real(run, iteration, batch, *rest)
 
     for iteration in range(3):
-        watch = online.Stopwatch()
+        watch = Pace()
         learn(run, iteration, online.experience(run, iteration, watch, quiet), watch, quiet)
     assert all(Role.CRITIC not in roles and Role.ACTOR not in roles for roles in calls)
     for recorded, consulted, mask in found:

@@ -15,7 +15,15 @@ from posttrain.train.token_limit import LARGEST, choose_max_tokens, planned_max_
 SIZES = {"num_parameters": 0, "num_trained": 0, "weights": 10**12, "adapters": 0, "gradients": 100, "optimizer": 200}
 MODEL = ModelMemory(name="m", roles=("actor",), **SIZES)
 PLAN = MemoryPlan(
-    device="cuda", models=(MODEL,), num_tokens=10, activations=500, logits=100, merged=0, kv_cache=0, checkpoint=0
+    device="cuda",
+    models=(MODEL,),
+    num_tokens=10,
+    activations=500,
+    logits=100,
+    merged=0,
+    kv_cache=0,
+    checkpoint=0,
+    lower_states=0,
 )
 
 
