@@ -9,7 +9,7 @@ tokens drawn for texts of up to 701, two epochs, all in float32, all weights tra
 CMRC 2018's where ``../shared/data/cmrc2018`` is there, else random characters of the same lengths; neither changes what
 is computed. Sides:
 
-    head, models     posttrain at batch 16: the value head on the actor's trunk; four models
+    head, models     posttrain at batch 16: the value head on the actor's trunk, with checkpointing; four models
     plain-2, -4      four models in plain transformers and torch, padded, two Adams (``gpt2_plain.py``), at batch 2, 4
 
 Every side runs in a process of its own, in turn. Reported are its peak resident memory (VmHWM), and seconds and CPU
@@ -99,6 +99,7 @@ def keys(folder: Path, size: dict[str, Any], critic: str, iterations: int) -> di
         **{"gae_lambda": 0.95, "gamma": 1.0, "value_coef": 1.0, "learning_rate": 1e-5, "adam_epsilon": 1e-5},
         **{"lr_scheduler_type": "constant", "max_grad_norm": 1.0, "clip_grad_per_role": True},
         **{"max_steps": iterations, "save_strategy": "no", "logging_steps": 1, "seed": 2048},
+        "gradient_checkpointing": critic == "value_head",
         **{"overwrite_output_dir": True, "report_to": "none", "disable_tqdm": True},
     }
 
