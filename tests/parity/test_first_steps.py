@@ -65,12 +65,12 @@ def test_the_second_step_is_clipped_and_the_reference_point_is_above_zero() -> N
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_weights_after_the_last_step(name: str) -> None:
-    # What was found: 7e-7 in entries, 1.3e-3 of the way of a weight. Adam divides by the gradient's own size, which
+    # What was found: 7e-7 in entries, 5e-4 of the way of a weight. Adam divides by the gradient's own size, which
     # passes rounding on magnified.
     expected, found = FIXTURE["scenarios"][name]["weights"], ours(name)["weights"]
     assert {f"backbone.{weight}" for weight in expected} == set(found)
     for weight, theirs in expected.items():
         own = found[f"backbone.{weight}"]
         assert theirs["moved"] > 0
-        assert float(own["moved"]) == pytest.approx(theirs["moved"], rel=2e-3), weight
+        assert float(own["moved"]) == pytest.approx(theirs["moved"], rel=1e-3), weight
         assert own["entries"].tolist() == pytest.approx(theirs["entries"], abs=1e-5), weight

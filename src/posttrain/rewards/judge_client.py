@@ -177,13 +177,18 @@ def chat_url(base_url: str) -> str:
 def side_by_side(items: Sequence[Item], work: Callable[[Item], Result], *, limit: int) -> Iterator[tuple[Item, Result]]:
     """(item, result) as they are finished, at most ``limit`` at work at a time; the first error ends it.
 
-    Whoever stops iterating stops the work: nothing new is begun, and what is under way holds up no exit.
+    Whoever stops iterating stops the work: nothing new is begun, and what is under way holds up no exit. A result that
+    is not yet looked at counts as work, so that nothing is begun that it may have stopped.
     """
+    places = threading.Semaphore(limit)
     waiting, lock, stopped = iter(items), threading.Lock(), threading.Event()
     done: queue.SimpleQueue[tuple[Item, Result | None, Exception | None]] = queue.SimpleQueue()
 
     def run() -> None:
-        while not stopped.is_set():
+        while True:
+            places.acquire()
+            if stopped.is_set():
+                return
             with lock:
                 item = next(waiting, stopped)
             if item is stopped:
@@ -202,8 +207,10 @@ def side_by_side(items: Sequence[Item], work: Callable[[Item], Result], *, limit
             if error is not None:
                 raise error
             yield item, result  # type: ignore[misc]
+            places.release()
     finally:
         stopped.set()
+        places.release(limit)
 
 
 def _content(body: bytes) -> str:
