@@ -17,7 +17,7 @@ from posttrain.models.linears import quicken
 from posttrain.models.logits import logit_scale
 from posttrain.models.packing import packed
 from posttrain.models.split import LowerPart, kept_states, lower, run_packed, upper
-from posttrain.models.work import count_head, trunk_pass
+from posttrain.models.work import count_head, trunk_pass, uncounted
 from posttrain.types import Batch, Outputs
 
 # Two exact computations of the same attention differ by rounding only; real disagreement is orders larger.
@@ -82,7 +82,7 @@ def runs_in_parts(model: PreTrainedModel, num_layers: int) -> bool:
     training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), uncounted():
             found = upper(model, plan, num_layers, lower(model, plan, num_layers))
             reason = _disagreement(found, run_packed(model, plan), model.dtype, "the parts' and the whole's")
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as error:

@@ -81,6 +81,16 @@ def counting(ledger: Ledger, phase: str) -> Iterator[None]:
         _OPEN.reset(token)
 
 
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """Within the context, what is computed counts nowhere: trials, which every process makes for itself."""
+    token = _OPEN.set(None)
+    try:
+        yield
+    finally:
+        _OPEN.reset(token)
+
+
 def current() -> Work | None:
     """The work of the phase that is open; None where nobody counts."""
     found = _OPEN.get()
