@@ -21,15 +21,23 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 from posttrain.types import Batch, PreferenceBatch
@@ -69,6 +77,10 @@ FAMILIES = {
     ),
     "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**GEMMA, attn_logit_softcapping=2.0, final_logit_softcapping=3.0)),
     "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**GEMMA, layer_types=["sliding_attention", "full_attention"])),
+    "phi3": lambda: Phi3ForCausalLM(Phi3Config(**SIZE, sliding_window=5)),
+    "olmo2": lambda: Olmo2ForCausalLM(Olmo2Config(**SIZE)),
+    "smollm3": lambda: SmolLM3ForCausalLM(SmolLM3Config(**SIZE, no_rope_layers=[1, 0])),
+    "gpt_neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SIZE)),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import warnings
 
 import pytest
@@ -10,13 +11,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
-from transformers import Cohere2Config, Cohere2ForCausalLM, GraniteConfig, GraniteForCausalLM
+from transformers import (
+    Cohere2Config,
+    Cohere2ForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+)
 
 from posttrain.models.attention import NAME
 from posttrain.models.forward import answer, is_packed, prepare_trunk, trunk
 from posttrain.models.heads import ScalarHead
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gpt2", "gemma2", "gemma3")
+MORE_FAMILIES = ("phi3", "olmo2", "smollm3", "gpt_neox")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +80,8 @@ def padded_answer(model, heads, batch, temperature):
     logprobs[:, 1:] = distribution.gather(-1, batch.input_ids[:, 1:, None]).squeeze(-1)
     entropy = torch.zeros_like(logprobs)
     entropy[:, 1:] = -(distribution.exp() * distribution).sum(-1)
-    values = torch.zeros_like(logprobs)
+    values = torch.zeros_like(logprobs, dtype=torch.float64)
+    states = states.double()
     values[:, 1:] = F.linear(states[:, :-1], heads["value"].weight.double(), heads["value"].bias.double()).squeeze(-1)
     last = states[torch.arange(len(batch)), batch.lengths - 1]
     scores = F.linear(last, heads["score"].weight.double()).squeeze(-1)
@@ -92,7 +104,7 @@ def gradients(model):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *MORE_FAMILIES])
 @settings(deadline=None, max_examples=8)
 @given(seed=st.integers(0, 10**6), temperature=st.sampled_from([1.0, 0.7]))
 def test_packed_equals_padded(models, heads, make_batch, ragged_rows, family, seed, temperature) -> None:
@@ -240,6 +252,30 @@ def test_a_model_that_cannot_run_packed_falls_back(
     expected = gradients(reference)
     for name, gradient in gradients(model).items():
         assert (gradient - expected[name]).abs().max() <= 1e-5 * max(1.0, gradient.abs().max()), name
+
+
+@pytest.mark.parametrize("family", ["mamba", "gpt_oss"])
+def test_real_architectures_that_cannot_run_packed(family, heads, make_batch, ragged_rows) -> None:
+    """A state that runs through the rows, and attention with a sink: padded, exact, and said so."""
+    size = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0}
+    torch.manual_seed(1)
+    if family == "mamba":
+        model = MambaForCausalLM(MambaConfig(**size, state_size=4))
+    else:
+        attention = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 5}
+        experts = {"intermediate_size": 16, "num_local_experts": 2, "num_experts_per_tok": 1}
+        model = GptOssForCausalLM(GptOssConfig(**size, **attention, **experts))
+        model.set_attn_implementation("eager")
+    model.eval()  # in float32, which the experts' products insist on
+    batch = make_batch(ragged_rows(3))
+    expected = padded_answer(model, heads, batch, 1.0)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", UserWarning)
+        assert not prepare_trunk(model)
+    (sentence,) = (str(warning.message) for warning in said)
+    assert re.match(rf"{type(model).__name__} cannot run packed .*padded batches", sentence)
+    for mine, other in zip(everything(model, heads, batch), expected, strict=True):
+        torch.testing.assert_close(mine.double(), other.double(), atol=1e-5, rtol=1e-5)
 
 
 def test_the_probe_draws_no_random_numbers(make_model) -> None:

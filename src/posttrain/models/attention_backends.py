@@ -91,6 +91,8 @@ def usable(model: PreTrainedModel, plans: Sequence[Layout], wanted: tuple[str, .
         plans: who attends to whom in the trial; a backend has to take one of them.
         wanted: names, best first; () is the default of the device.
     """
+    if getattr(model.config.get_text_config(), "num_attention_heads", None) is None:
+        return (FALLBACK,)  # a model without attention
     found = []
     for name in wanted or default_backends(next(model.parameters()).device):
         if name == FALLBACK:
