@@ -54,6 +54,11 @@ class KVCache:
             self.layers[layer] = self._widened(key, capacity), self._widened(value, capacity)
         self.capacity = capacity
 
+    def clear(self, capacity: int) -> None:
+        """Forget everything and give the memory back; ``capacity`` is the room of each slot from now on."""
+        self.layers.clear()
+        self.capacity = capacity
+
     def write(self, layer: int, places: Tensor, key: Tensor, value: Tensor) -> None:
         """Store one layer's keys and values of N tokens.
 

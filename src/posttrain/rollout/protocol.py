@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -16,7 +16,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How completions are drawn; the same for every sequence of one ``generate`` call.
+    """How completions are drawn; one ``generate`` call has the same for all its sequences.
 
     Attributes:
         max_new_tokens: a completion is cut after this many tokens.
@@ -74,6 +74,12 @@ class SamplingParams:
     def filters(self) -> bool:
         """Whether improbable tokens are left out of the draw."""
         return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
+    @property
+    def drawing(self) -> tuple[Any, ...]:
+        """What decides how a row of logits becomes a token, once its random number is known."""
+        how = (self.temperature, self.top_k, self.top_p, self.min_p) if self.do_sample else ()
+        return self.do_sample, self.repetition_penalty, self.stop_token_ids, how
 
     def __post_init__(self) -> None:
         rules = {
