@@ -72,7 +72,7 @@ def test_no_command_is_answered_with_the_help(capsys):
 
 
 def test_arguments_that_argparse_refuses(capsys):
-    for arguments in (["fly"], ["train"], ["data", "text2sql"], ["model", "fetch"]):
+    for arguments in (["fly"], ["export"], ["data", "text2sql"], ["model", "fetch"]):
         with pytest.raises(SystemExit) as stop:
             main(arguments)
         assert stop.value.code == 2

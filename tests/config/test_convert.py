@@ -236,7 +236,10 @@ def test_other_methods_of_trl(tmp_path):
         (["make", "coffee"], "no set-up that is known"),
         (["gone.yaml"], "gone.yaml: no such file"),
         (["train.py", "fast"], "`fast` belongs to no flag"),
-        (["train.py", "--max_len", "10", "--query_len", "20"], "`cutoff_len` must be at least"),
+        (
+            ["train.py", "--max_len", "10", "--query_len", "20"],
+            "`max_len` of 10 leaves -13 tokens for a text beside a query_len of 20",
+        ),
         (["train.py", "--max_len", "abc", "--query_len", "20"], "`max_len` must be a whole number, not 'abc'"),
         (["trl", "grpo", "--steps_per_generation", "abc"], "`steps_per_generation` must be a whole number"),
         (["trl", "ppo", "--total_episodes", "1e"], "`total_episodes` must be a whole number"),

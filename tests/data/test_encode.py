@@ -160,12 +160,38 @@ def test_a_pair_that_becomes_the_same_is_unusable(template):
 
 def test_a_prompt_is_whole_or_unusable(template):
     example = PromptExample(prompt=(user("q"),), extras={"gold": "a"})
-    prompt = encode_prompt(example, template, 500)
+    prompt, cut = encode_prompt(example, template, 500)
+    assert not cut
     assert prompt.input_ids == template.encode_prompt(example.prompt)
     assert prompt.text == "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
     assert (prompt.messages, prompt.extras, len(prompt)) == (example.prompt, {"gold": "a"}, len(prompt.input_ids))
     with pytest.raises(UnusableRowError, match="prompt longer than cutoff_len"):
         encode_prompt(example, template, len(prompt) - 1)
+
+
+@pytest.mark.parametrize("side", ["left", "middle", "right"])
+def test_a_prompt_that_may_be_cut_fills_its_room(template, side):
+    text = "".join(f"{number} apples; " for number in range(60))
+    example = PromptExample(prompt=(user(text),), extras={"gold": "a"})
+    whole, _ = encode_prompt(example, template, 5000)
+    prompt, cut = encode_prompt(example, template, 60, side)
+    assert cut
+    assert 50 <= len(prompt) <= 60
+    assert prompt.input_ids == template.encode_prompt(prompt.messages)
+    assert prompt.text == template.prompt_text(prompt.messages)
+    left = prompt.messages[0].content
+    begins, ends = left[:12] == text[:12], left[-12:] == text[-12:]
+    assert (begins, ends) == {"left": (False, True), "middle": (True, True), "right": (True, False)}[side]
+    assert encode_prompt(example, template, len(whole), side) == (whole, False)
+
+
+def test_the_oldest_exchange_of_a_prompt_goes_first(template):
+    chat = (user("old " * 20), Message("assistant", "yes"), user("new"))
+    prompt, cut = encode_prompt(PromptExample(prompt=chat), template, 40, "right")
+    assert cut
+    assert [message.content for message in prompt.messages] == ["new"]
+    with pytest.raises(UnusableRowError, match="alone longer than cutoff_len"):
+        encode_prompt(PromptExample(prompt=chat), template, len(template.encode_prompt((user(""),))) + 1, "right")
 
 
 def test_a_document_begins_and_ends_as_the_tokenizer_has_it(make_tokenizer):

@@ -218,6 +218,17 @@ def test_a_bad_row_is_named_with_its_columns(read, row, words, layout):
         assert word in str(caught.value)
 
 
+def test_a_text_alone_and_with_the_question_it_was_asked():
+    layout = guess_layout({"content": "a text", "id": 3}, "row 1")
+    assert prompt_example({"content": "a text", "id": 3}, layout, "row 1").prompt == (Message("user", "a text"),)
+    row = {"content": "a text", "query": "what is it?"}
+    found = chat_example(row, guess_layout(row, "row 1"), "row 1")
+    assert found.messages == (Message("user", "a text"), Message("assistant", "what is it?"))
+    assert prompt_example(row, guess_layout(row, "row 1"), "row 1").extras["reference"] == "what is it?"
+    pair = {"content": "a text", "chosen": "what?", "rejected": "no"}
+    assert pair_example(pair, guess_layout(pair, "row 1"), "row 1").prompt == (Message("user", "a text"),)
+
+
 def test_unknown_columns_are_listed():
     with pytest.raises(UserError, match=r"row 3: no known columns \(found: title, content\)"):
         guessed({"title": "a", "content": "b"})

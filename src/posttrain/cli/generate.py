@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import argparse
 
-from posttrain.cli.arguments import add_configured
+from posttrain.cli.arguments import add_configured, configured
 from posttrain.cli.output import print_block, say
 from posttrain.cli.progress import ProgressLine
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command."""
-    add_configured(commands, "generate", execute, help="Complete the rows of a dataset and write them to a file.")
+    text = "Complete the rows of a dataset and write them to a file."
+    add_configured(commands, "generate", execute, help=text, needs_file=False)
 
 
 def execute(args: argparse.Namespace) -> int:
     """Generate, then print how long it took."""
-    from posttrain.config import load_config
-
-    config = load_config(args.config, args.overrides, command="generate")
+    config = configured(args, "generate")
     args.output_dir = config.train.output_dir or None
 
     from posttrain.serve.generate import generate

@@ -8,22 +8,21 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from posttrain.cli.arguments import add_configured
+from posttrain.cli.arguments import add_configured, configured
 from posttrain.cli.output import is_first_process, num_processes, print_results, say
 from posttrain.errors import UserError
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command."""
-    add_configured(commands, "train", execute, help="Run one stage: pt, sft, rm, dpo, kto, ppo, rloo, grpo ...")
+    text = "Run one stage: pt, sft, rm, dpo, kto, ppo, rloo, grpo ..."
+    add_configured(commands, "train", execute, help=text, needs_file=False)
 
 
 def execute(args: argparse.Namespace) -> int:
     """Train, then print the metrics."""
-    from posttrain.config import load_config
-
     try:
-        config = load_config(args.config, args.overrides, command="train")
+        config = configured(args, "train")
     except UserError as error:
         _refused_together(error)
         raise

@@ -14,6 +14,7 @@ from posttrain.config.foreign import FOREIGN
 from posttrain.config.renamed import ELSEWHERE, RENAMED
 from posttrain.config.rules import cautions, problems
 from posttrain.config.run import KEYS, Command, RunConfig
+from posttrain.config.script import FLAGS, FlagError, readings
 from posttrain.config.translate import TRANSLATED, RefusalError, translate
 from posttrain.config.values import MismatchError, convert, shown
 from posttrain.errors import UserError
@@ -86,6 +87,7 @@ def resolve(entries: Mapping[str, Entry], *, name: str, command: Command) -> Run
         UserError: as ``load_config``.
     """
     reading = _Reading()
+    entries = _without_flags(entries, command, reading)
     entries = _without_trunk(entries, reading)
     for key, entry in entries.items():
         _read_entry(key, entry, entries, reading)
@@ -100,6 +102,33 @@ def resolve(entries: Mapping[str, Entry], *, name: str, command: Command) -> Run
     _stop_on_mistakes(reading, name)
     warnings = (*reading.warnings, *(f"{sentence}." for sentence in cautions(config, command)))
     return RunConfig.from_values(values, sources=reading.sources, warnings=warnings)
+
+
+def _without_flags(entries: Mapping[str, Entry], command: Command, reading: _Reading) -> Mapping[str, Entry]:
+    """The entries with what a script's flags among them are here; of two for one key the command line's wins."""
+    written = {key: entry.value for key, entry in entries.items()}
+    try:
+        found, notes = readings(written, trains=command == "train")
+    except FlagError as error:
+        reading.mistakes.append(
+            f"{entries[error.flag].where if error.flag in entries else ''}: `{error.flag}` {error}."
+        )
+        return {key: entry for key, entry in entries.items() if key not in FLAGS}
+    flags = {item.flag for item in found}
+    kept = {key: entry for key, entry in entries.items() if key not in FLAGS and key not in flags}
+    told: dict[str, list[str]] = {}
+    for item in found:
+        own, flag = kept.get(item.key), entries[item.flag]
+        if own is not None and not (flag.where == COMMAND_LINE != own.where):
+            notes.append(f"`{item.flag}` is ignored: `{item.key}` is set too")
+            continue
+        kept[item.key] = Entry(value=item.value, where=flag.where)
+        told.setdefault(item.flag, []).append(f"`{item.key}: {shown(item.value)}`")
+    if told:
+        read = ", ".join(f"`{flag}` as {' and '.join(keys)}" for flag, keys in told.items())
+        reading.warnings.append(f"flags of a script are read as keys: {read}.")
+    reading.warnings += [f"{note}." for note in notes]
+    return kept
 
 
 def _without_trunk(entries: Mapping[str, Entry], reading: _Reading) -> Mapping[str, Entry]:
@@ -165,7 +194,7 @@ def _unknown(key: str) -> str:
     plain = key.strip().lower().replace("-", "_")
     if plain in ELSEWHERE:
         return f"`{key}` is not a key here; what it stands for is set by `{ELSEWHERE[plain]}`."
-    near = difflib.get_close_matches(plain, [*KEYS, *RENAMED], n=1, cutoff=0.6)
+    near = difflib.get_close_matches(plain, [*KEYS, *RENAMED, *sorted(FLAGS)], n=1, cutoff=0.6)
     if near:
         return f"unknown key `{key}`; did you mean `{RENAMED.get(near[0], near[0])}`?"
     return f"unknown key `{key}`; docs/configuration.md lists the keys that there are."

@@ -90,6 +90,11 @@ class DataConfig:
         help="What goes of the longest user message where a row is too long: its beginning, middle or end. Template, "
         "end of turn and the beginning of the answer always stay.",
     )
+    cut_prompts: bool = option(
+        False,
+        help="Stages that sample, and generate: cut prompts that are longer than `cutoff_len` at `truncation_side` "
+        "instead of leaving them out.",
+    )
     train_on_prompt: bool = option(False, help="SFT: learn the prompt tokens too, not only the answers.")
     mask_history: bool = option(False, help="SFT: learn only the last answer of a conversation.")
     packing: bool | None = option(

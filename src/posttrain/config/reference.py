@@ -8,6 +8,7 @@ from posttrain.config.defaults import stage_defaults
 from posttrain.config.options import type_label
 from posttrain.config.renamed import RENAMED
 from posttrain.config.run import GROUPS, KEYS, Key
+from posttrain.config.script import ALIASES, SPECIAL
 from posttrain.config.stages import ONLINE_STAGES
 
 _TITLES = {
@@ -62,6 +63,25 @@ and `${prepare.text2sql.output}`. On the command line `sft.learning_rate=1e-4` o
 """
 
 
+_SCRIPT = """
+## Flags of a PPO script
+
+The flags of "PPO over four GPT-2 models" ([question generation](question-generation.md)) are read in files and behind
+commands; a note says what each became, and a key that is set too wins over a flag.
+
+| flag | read as |
+|---|---|
+"""
+_COUNTED = (
+    f"| `max_len` | stages that sample, generate: `cutoff_len` of max_len - query_len - {SPECIAL}, and `cut_prompts`; "
+    "other stages: `cutoff_len` |\n"
+    "| `batch_size` | training: `per_device_train_batch_size`, times `num_return_sequences` in stages that sample |\n"
+    "| `num_episodes`, `max_timesteps` | `max_steps` of num_episodes x max_timesteps / update_timesteps, `save_steps` "
+    "of max_timesteps / update_timesteps |\n"
+    "| `device` | -1: `device_map: cpu`; else nothing, with a note |\n"
+)
+
+
 def reference_markdown() -> str:
     """Every key with its type, default and meaning, as one Markdown page that ends in a newline."""
     parts = [_INTRO]
@@ -80,6 +100,9 @@ def reference_markdown() -> str:
         "\n## Former names\n\nRead as the key that they became, with a note.\n\n| written | read as |\n|---|---|\n"
     )
     parts += [f"| `{old}` | `{new}` |\n" for old, new in RENAMED.items()]
+    parts.append(_SCRIPT)
+    parts += [f"| `{flag}` | `{key}` |\n" for flag, key in ALIASES.items()]
+    parts.append(_COUNTED)
     parts.append(_PIPELINE)
     return "".join(parts)
 

@@ -328,7 +328,9 @@ def _encode(
         return encode.row_of_text(ids[: data.cutoff_len]), len(ids) > data.cutoff_len, False
     assert template is not None
     if isinstance(example, PromptExample):
-        return encode.encode_prompt(example, template, data.cutoff_len), False, False
+        side = data.truncation_side if data.cut_prompts else None
+        prompt, cut = encode.encode_prompt(example, template, data.cutoff_len, side)
+        return prompt, cut, False
     if isinstance(example, PairExample):
         pair, cut = encode.encode_pair(example, template, data.cutoff_len, data.truncation_side)
         return pair, cut, all(_is_closed(row, template) for row in (pair.chosen, pair.rejected))

@@ -178,16 +178,39 @@ def encode_answers(
     return [_exchange(prompt_ids, answer, cutoff_len, template) for answer in answers], cut
 
 
-def encode_prompt(example: PromptExample, template: Template, cutoff_len: int) -> EncodedPrompt:
-    """One prompt to be continued; never cut, as an answer to half a question teaches nothing.
+def encode_prompt(
+    example: PromptExample, template: Template, cutoff_len: int, side: Side | None = None
+) -> tuple[EncodedPrompt, bool]:
+    """One prompt to be continued, at most ``cutoff_len`` tokens.
+
+    Args:
+        example: the prompt. template: renders it. cutoff_len: the room there is.
+        side: what goes of a longer one, after its oldest exchanges; None cuts nothing, as an answer to half a question
+            teaches nothing.
+
+    Returns:
+        (prompt, was it cut).
 
     Raises:
-        UnusableRowError: if it is longer than ``cutoff_len``.
+        UnusableRowError: if it is longer than ``cutoff_len`` and may not be cut, or its template alone is.
     """
-    input_ids = template.encode_prompt(example.prompt)
-    if len(input_ids) > cutoff_len:
+    prompt, cut = example.prompt, False
+    input_ids = template.encode_prompt(prompt)
+    if len(input_ids) > cutoff_len and side is None:
         raise UnusableRowError(f"prompt {TOO_LONG}")
-    return EncodedPrompt(input_ids, template.prompt_text(example.prompt), example.prompt, example.extras)
+    while len(input_ids) > cutoff_len and (shorter := _without_oldest_exchange(prompt)) is not None:
+        prompt, cut = shorter, True
+        input_ids = template.encode_prompt(prompt)
+    if len(input_ids) > cutoff_len and side is not None:
+        target = _longest_message(prompt)
+        overhead = len(input_ids) - len(template.tokens(prompt[target].content))
+        if cutoff_len - overhead < _SMALLEST_ROOM:
+            raise UnusableRowError(f"chat template and system prompt alone {TOO_LONG}")
+        prompt, input_ids = _cut(prompt, target, cutoff_len - overhead, template, side)
+        cut = True
+        if len(input_ids) > cutoff_len:
+            raise UnusableRowError(f"prompt {TOO_LONG}")
+    return EncodedPrompt(input_ids, template.prompt_text(prompt), prompt, example.extras), cut
 
 
 def encode_text(example: TextExample, tokenizer: PreTrainedTokenizerBase, cutoff_len: int | None = None) -> list[int]:
@@ -245,41 +268,64 @@ def _without_oldest_exchange(messages: Messages) -> Messages | None:
 
 def _fit_prompt(prompt: Messages, answers: Sequence[str], template: Template, cutoff_len: int, side: Side) -> list[int]:
     """Prompt tokens with one side of the longest user message cut, as far as the answers need its room."""
-    target = max(
-        (i for i, message in enumerate(prompt) if message.role in ("user", "tool")),
-        key=lambda i: len(prompt[i].content),
-        default=None,
-    )
-    if target is None:
-        raise UnusableRowError(f"system prompt {TOO_LONG}")
+    target = _longest_message(prompt)
     content = template.tokens(prompt[target].content)
     prompt_ids = template.encode_prompt(prompt)
     closing = len(template.closing)
-    overhead = len(prompt_ids) - len(content)
-    room = cutoff_len - overhead - closing
+    room = cutoff_len - (len(prompt_ids) - len(content)) - closing
     if room < _SMALLEST_ROOM:
         raise UnusableRowError(f"chat template and system prompt alone {TOO_LONG}")
     longest = max(len(template.tokens(answer)) for answer in answers)
-    budget = keep = min(len(content), max(room - longest, room // 4))
-    # Text cut at token borders may take more tokens when tokenised again.
-    while keep < len(content):
-        message = Message(prompt[target].role, _shortened(content, keep, template, side))
-        prompt_ids = template.encode_prompt((*prompt[:target], message, *prompt[target + 1 :]))
-        taken = len(prompt_ids) - overhead
-        if taken <= budget or keep == 0:
-            break
-        keep = min(keep - 1, keep * budget // taken)
+    _, prompt_ids = _cut(prompt, target, max(room - longest, room // 4), template, side)
     if cutoff_len - len(prompt_ids) <= closing:
         raise UnusableRowError(f"chat template and system prompt alone {TOO_LONG}")
     return prompt_ids
 
 
-def _shortened(ids: Sequence[int], keep: int, template: Template, side: Side) -> str:
+def _longest_message(prompt: Messages) -> int:
+    """Place of the longest message that may be cut.
+
+    Raises:
+        UnusableRowError: there is none.
+    """
+    may_be_cut = (i for i, message in enumerate(prompt) if message.role in ("user", "tool"))
+    target = max(may_be_cut, key=lambda i: len(prompt[i].content), default=None)
+    if target is None:
+        raise UnusableRowError(f"system prompt {TOO_LONG}")
+    return target
+
+
+def _cut(prompt: Messages, target: int, budget: int, template: Template, side: Side) -> tuple[Messages, list[int]]:
+    """The prompt, and its tokens, with as much of one message left as takes at most ``budget`` of them."""
+    text = prompt[target].content
+    content = template.tokens(text)
+    prompt_ids = template.encode_prompt(prompt)
+    overhead = len(prompt_ids) - len(content)
+    keep = budget = min(len(content), budget)
+    # Text cut at token borders may take more tokens when tokenised again.
+    while keep < len(content):
+        message = Message(prompt[target].role, _shortened(text, content, keep, template, side))
+        shorter = (*prompt[:target], message, *prompt[target + 1 :])
+        prompt_ids = template.encode_prompt(shorter)
+        taken = len(prompt_ids) - overhead
+        if taken <= budget or keep == 0:
+            return shorter, prompt_ids
+        keep = min(keep - 1, keep * budget // taken)
+    return prompt, prompt_ids
+
+
+def _shortened(text: str, ids: Sequence[int], keep: int, template: Template, side: Side) -> str:
     """The text of ``keep`` tokens, those at ``side`` left out, and so characters that the cut splits."""
     first = {"left": 0, "middle": (keep + 1) // 2, "right": keep}[side]
-    head, tail = ids[:first], ids[len(ids) - (keep - first) :]
+    last = len(ids) - (keep - first)
     decode = template.tokenizer.decode
-    return str(decode(list(head))).rstrip("\ufffd") + str(decode(list(tail))).lstrip("\ufffd")
+    if template.tokenizer.is_fast and str(decode(list(ids))) != text:
+        # A tokenizer that lowers letters or knows not all of them: the text itself is cut.
+        places = template.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        offsets = places["offset_mapping"]
+        head = text[: offsets[first - 1][1]] if first else ""
+        return head + (text[offsets[last][0] :] if last < len(ids) else "")
+    return str(decode(list(ids[:first]))).rstrip("\ufffd") + str(decode(list(ids[last:]))).lstrip("\ufffd")
 
 
 def _exchange(

@@ -49,8 +49,7 @@ class Layout:
         formatting: "alpaca" (one column each for prompt, answer, ...) or "sharegpt" (a list of messages).
         columns: what a column is for -> its name. Purposes: prompt, query, response, system, history, messages,
             chosen, rejected, tools, images, videos, audios.
-        role_tag, content_tag: keys of one message.
-        roles: value of ``role_tag`` -> our role.
+        role_tag, content_tag: keys of one message. roles: value of ``role_tag`` -> our role.
     """
 
     formatting: Literal["alpaca", "sharegpt"] = "alpaca"
@@ -132,9 +131,7 @@ def guess_layout(row: Mapping[str, Any], where: str, names: Collection[str] = ()
     """The layout of rows shaped like ``row``, from the names of its columns.
 
     Args:
-        row: the first row.
-        where: it stands there.
-        names: columns that occur in any row; those a row may leave out are looked for here too.
+        row: the first row. where: it stands there. names: columns of any row, as a row may leave some out.
 
     Raises:
         UserError: if no known shape fits.
@@ -145,6 +142,9 @@ def guess_layout(row: Mapping[str, Any], where: str, names: Collection[str] = ()
     if holder is not None and not _repeats_an_answer(row, holder):
         return Layout(formatting="sharegpt", columns={**columns, "messages": holder})
     prompt = next((name for name in PROMPT_COLUMNS if name in row), None)
+    content = {"prompt": "content"} if isinstance(row.get("content"), str) else {}
+    if content and prompt == "query":  # a text and its question
+        return Layout(columns={**columns, **content, "response": "query"})
     if prompt is not None:
         columns["prompt"] = prompt
         if "input" in row or "input" in names:
@@ -152,8 +152,9 @@ def guess_layout(row: Mapping[str, Any], where: str, names: Collection[str] = ()
         if response := next((name for name in RESPONSE_COLUMNS if name in row), None):
             columns["response"] = response
         return Layout(columns=columns)
-    if "chosen" in columns and "rejected" in columns:
-        return Layout(columns=columns)
+    only_text = [name for name, value in row.items() if isinstance(value, str)] == ["content"]
+    if only_text or ("chosen" in columns and "rejected" in columns):
+        return Layout(columns={**columns, **content})
     if "text" in row:
         return Layout(columns={"prompt": "text"})
     raise UserError(

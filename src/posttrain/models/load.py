@@ -32,6 +32,8 @@ _TOKENIZER_FILES = (
     "spiece.model",
     "tokenizer_config.json",
 )
+# Han characters, kana, and the signs that stand between them; dashes and dots of names among those.
+_CHINESE = r"\p{Han}\p{Hiragana}\p{Katakana}\u3000-\u303f\uff00-\uffef\u2013-\u201d\u2026\u00b7\u2022"
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -87,12 +89,30 @@ def load_tokenizer(
 
 
 def completed(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The same tokenizer; one without an end of text ends with its separator, one without padding pads with the end."""
+    """The same tokenizer; one without an end of text ends with its separator, one without padding pads with the end.
+
+    WordPiece makes a word of every Chinese character, and its decoder puts a blank between words: it is made to leave
+    out those that Chinese does not write.
+    """
     if tokenizer.eos_token is None and tokenizer.sep_token is not None:
         tokenizer.eos_token = tokenizer.sep_token
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None and type(backend.model).__name__ == "WordPiece":
+        backend.decoder = _written_as_chinese()
     return tokenizer
+
+
+def _written_as_chinese() -> Any:
+    """A WordPiece decoder without blanks beside Chinese characters and signs, and within decimal numbers."""
+    from tokenizers import Regex, decoders
+
+    beside = rf"(?<=[{_CHINESE}]) | (?=[{_CHINESE}])"
+    within = r"(?<=\d\.) (?=\d)"
+    return decoders.Sequence(
+        [decoders.WordPiece(prefix="##"), decoders.Fuse(), decoders.Replace(Regex(f"{beside}|{within}"), "")]
+    )
 
 
 def _is_bare_wordpiece(folder: Path) -> bool:

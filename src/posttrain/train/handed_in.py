@@ -163,7 +163,7 @@ def encoded_prompts(prompts: Sequence[Chat], template: Template, cutoff_len: int
     for number, prompt in enumerate(prompts):
         example = PromptExample(prompt=messages_of(prompt, f"prompts[{number}]"))
         try:
-            found.append(encode_prompt(example, template, cutoff_len))
+            found.append(encode_prompt(example, template, cutoff_len)[0])
         except UnusableRowError as error:
             length = len(template.encode_prompt(example.prompt))
             raise UserError(
