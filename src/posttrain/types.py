@@ -195,12 +195,14 @@ class Outputs:
     Attributes:
         logprobs: [B, T] where ``loss_mask``. entropy: [B, T] in nats where ``loss_mask``.
         values: [B, T] where ``loss_mask``. scores: [B] at the last real token.
+        hits: [B, T] bool, whether no token is more probable there; in evaluations only.
     """
 
     logprobs: Tensor | None = None
     entropy: Tensor | None = None
     values: Tensor | None = None
     scores: Tensor | None = None
+    hits: Tensor | None = None
 
 
 Unit = Literal["token", "sequence", "pair", "constant"]

@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from posttrain.evaluate.likelihood import measure_likelihood
+from posttrain.evaluate.bootstrap import estimates
+from posttrain.evaluate.likelihood import MEASURES, likelihood_records
 from posttrain.evaluate.rows import read_rows
 from posttrain.evaluate.wardrobe import load_wearing
 
@@ -21,22 +22,29 @@ def rows(eval_config, wardrobe):
 
 def measured(wardrobe, rows, size):
     seen = []
-    found = measure_likelihood(wardrobe, rows, batch_size=size, progress=lambda *call: seen.append(call))
+    records = likelihood_records(wardrobe, rows, batch_size=size, progress=lambda *call: seen.append(call))
+    found = {}
+    for name, each in records.items():
+        figures = {key: e.value for key, e in estimates(MEASURES, each, seed=1, level=0.95).items()}
+        found[name] = figures | {"num_tokens": sum(record["num_tokens"] for record in each)}
     return found, seen
 
 
 def test_the_loss_is_the_mean_over_all_answer_tokens(wardrobe, rows, tiny_llama):
     model = AutoModelForCausalLM.from_pretrained(tiny_llama)
-    total, count = 0.0, 0
+    total, count, right = 0.0, 0, 0
     for row in rows:
         labels = torch.tensor([[i if m else -100 for i, m in zip(row.input_ids, row.loss_mask, strict=True)]])
         with torch.no_grad():
-            loss = model(torch.tensor([row.input_ids]), labels=labels).loss
-        total, count = total + float(loss) * sum(row.loss_mask), count + sum(row.loss_mask)
+            out = model(torch.tensor([row.input_ids]), labels=labels)
+        total, count = total + float(out.loss) * sum(row.loss_mask), count + sum(row.loss_mask)
+        right += int((out.logits[0, :-1].argmax(-1) == labels[0, 1:]).sum())
     found, _ = measured(wardrobe, rows, 5)
     assert found["base"]["loss"] == pytest.approx(total / count, abs=1e-4)
     assert found["base"]["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-3)
     assert found["base"]["num_tokens"] == count
+    assert found["base"]["token_accuracy"] == pytest.approx(right / count)
+    assert found["sft"]["token_accuracy"] > found["base"]["token_accuracy"]
     assert found["sft"]["loss"] < found["base"]["loss"] - 0.5
 
 

@@ -34,6 +34,9 @@ def test_sql_of_several_variants(eval_config, sql_data, trained, ppo_folder, tmp
     assert [item["of"] for item in written["differences"]] == ["sft", "sft", "ppo", "ppo"]
     records = lines(tmp_path / "out" / "predictions.jsonl")
     assert [(row["variant"], row["index"]) for row in records[5:7]] == [("base", 5), ("sft", 0)]
+    assert records[0]["id"] == records[6]["id"] != records[1]["id"]
+    assert written["decoding"]["do_sample"] is False
+    assert written["decoding"]["max_new_tokens"] == 6
     assert any("read 6 rows" in sentence for sentence in said)
     assert {call[0] for call in shown} >= {"load the model", "generate ppo", "run the SQL of base"}
 
@@ -44,7 +47,39 @@ def test_a_single_model_has_its_metrics_under_the_usual_names(eval_config, train
     assert results["task"] == "loss"
     assert results["eval_loss"] == results["variants"]["model"]["loss"]
     assert {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"} <= results.keys()
-    assert not (tmp_path / "predictions.jsonl").exists()
+    low, high = results["variants"]["model"]["loss_interval"]
+    assert low < results["eval_loss"] < high
+    assert 0 <= results["eval_token_accuracy"] <= 1
+    assert (results["seed"], results["decoding"], results["eval_num_rows"]) == (1, None, 12)
+    records = lines(tmp_path / "predictions.jsonl")
+    loss = sum(row["loss_sum"] for row in records) / sum(row["num_tokens"] for row in records)
+    assert loss == pytest.approx(results["eval_loss"])
+
+
+def test_items_have_the_same_names_in_every_run(eval_config, trained, tiny_data, tmp_path):
+    path, (first, second) = tmp_path / "rows.json", (tmp_path / "one", tmp_path / "two")
+    rows = json.loads((tiny_data / "chat.json").read_text(encoding="utf-8"))
+    path.write_text(json.dumps(rows[::-1]), encoding="utf-8")
+    one = evaluate(eval_config(stage="sft", output_dir=str(first)))
+    two = evaluate(
+        eval_config(stage="sft", variants=[f"sft={trained / 'sft'}"], eval_dataset=str(path), output_dir=str(second))
+    )
+    assert one["items"] == two["items"]
+    names = [[row["id"] for row in lines(folder / "predictions.jsonl")] for folder in (first, second)]
+    assert names[0] == names[1][::-1]
+    other = evaluate(eval_config(stage="sft", eval_dataset=str(path), max_samples=5))
+    assert other["items"] != one["items"]
+
+
+def test_variants_are_compared_item_by_item(eval_config, trained):
+    results = evaluate(eval_config(stage="sft", variants=["base", f"sft={trained / 'sft'}"]))
+    found = {item["metric"]: item for item in results["differences"]}
+    assert set(found) == {"loss", "perplexity", "token_accuracy"}
+    loss = found["loss"]
+    base, sft = (results["variants"][name]["loss"] for name in ("base", "sft"))
+    assert (loss["of"], loss["minus"], loss["difference"]) == ("sft", "base", pytest.approx(sft - base))
+    assert loss["interval"][1] < 0
+    assert loss["p"] < 0.01
 
 
 def test_training_and_evaluation_agree(tiny_config, tiny_data, eval_config, tmp_path):
@@ -157,7 +192,7 @@ def test_a_folder_without_leave_to_write_is_refused_before_the_model_is_loaded(e
 
 def test_trying_the_folder_out_leaves_nothing_behind(eval_config, tmp_path):
     evaluate(eval_config(output_dir=str(tmp_path)))
-    assert [path.name for path in tmp_path.iterdir()] == ["eval_results.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["eval_results.json", "predictions.jsonl"]
 
 
 def test_rows_held_out_of_a_stream_are_not_guessed(eval_config, tiny_data):

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from posttrain.functional import token_logprobs
+from posttrain.functional import most_probable, token_logprobs
 
 N, D, V = 7, 4, 9
 OPTIONS = [
@@ -264,3 +264,23 @@ def test_bad_arguments_are_refused(change: dict[str, Any], message: str) -> None
     arguments = {"hidden": hidden, "weight": weight, "targets": targets, **change}
     with pytest.raises(ValueError, match=message):
         token_logprobs(**arguments)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 100])
+@pytest.mark.parametrize("options", [{}, {"logit_scale": 0.3}, {"softcap": 1.5}, {"logit_scale": 2.0, "softcap": 2.5}])
+def test_the_most_probable_tokens_are_those_of_all_logits(chunk_size: int, options: dict[str, float]) -> None:
+    for seed in range(5):
+        hidden, weight, bias, targets = case(seed)
+        best = torch.nn.functional.linear(hidden, weight, bias).argmax(dim=1)
+        targets = torch.where(torch.arange(N) % 2 == 0, best, targets)  # so that some are hit
+        logprobs, hits = most_probable(hidden, weight, targets, bias=bias, chunk_size=chunk_size, **options)
+        expected = token_logprobs(hidden, weight, targets, bias=bias, **options)[0]
+        torch.testing.assert_close(logprobs, expected)
+        assert hits.tolist() == (targets == best).tolist()
+
+
+def test_of_equally_probable_tokens_each_is_a_hit_and_no_gradient_is_kept() -> None:
+    hidden = torch.zeros(3, D, requires_grad=True)
+    logprobs, hits = most_probable(hidden, torch.ones(V, D), torch.tensor([0, 4, V - 1]))
+    assert hits.tolist() == [True, True, True]
+    assert not logprobs.requires_grad

@@ -187,6 +187,29 @@ def test_only_what_is_wanted_is_answered(models, heads, make_batch) -> None:
     ]
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
+def test_hits_are_the_most_probable_tokens_of_the_model(models, heads, make_batch, ragged_rows, family) -> None:
+    ours, theirs = models(family)
+    rows = ragged_rows(3)
+    with torch.no_grad():
+        # every other token is what the model itself would say
+        rows = [list(row) for row in rows]
+        for row in rows:
+            for place in range(2, len(row), 2):
+                row[place] = int(theirs(torch.tensor([row[:place]])).logits[0, -1].argmax())
+        batch = make_batch(rows)
+        out = answer(ours, heads, batch, wants=("hits",))
+        logits = theirs(batch.input_ids, attention_mask=batch.attention_mask.long()).logits
+    expected = torch.zeros_like(batch.loss_mask)
+    chosen = logits[:, :-1].gather(-1, batch.input_ids[:, 1:, None])[..., 0]
+    expected[:, 1:] = chosen == logits[:, :-1].amax(-1)
+    expected &= batch.loss_mask
+    assert torch.equal(out.hits, expected)
+    assert 0 < int(expected.sum()) < int(batch.loss_mask.sum())
+    plain = answer(ours, heads, batch, wants=("lm_head",))
+    torch.testing.assert_close(out.logprobs, plain.logprobs.detach())
+
+
 def test_the_first_token_is_predicted_by_nothing(models, heads, make_batch) -> None:
     ours, _ = models("llama")
     batch = make_batch([[9, 10, 11, 12]], starts=[0])

@@ -220,8 +220,9 @@ def encode_examples(
     data: DataConfig,
     stage: str,
     report: Report,
+    kept: list[Example] | None = None,
 ) -> list[Any]:
-    """Examples as encoded rows; the account is added to ``report``.
+    """Examples as encoded rows; the account is added to ``report``, those that became a row of their own to ``kept``.
 
     Raises:
         UserError: if no row is left.
@@ -237,6 +238,8 @@ def encode_examples(
                 continue
             row, cut, closed = found
             rows.append(row)
+            if kept is not None:
+                kept.append(example)
             report.kept += 1
             report.truncated += cut
             report.end_of_turn_kept += closed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -80,6 +81,13 @@ def sampling_params(config: RunConfig, template: Template) -> SamplingParams:
     generation = config.generation
     params = SamplingParams.configured(generation, stop_token_ids=template.stop_token_ids, seed=config.train.seed)
     return params if generation.do_sample else replace(params, temperature=1.0)
+
+
+def decoding_of(params: SamplingParams) -> dict[str, Any]:
+    """What the results say of how completions were drawn."""
+    drawn = ("temperature", "top_p", "top_k", "min_p", "seed") if params.do_sample else ()
+    names = ("do_sample", *drawn, "repetition_penalty", "max_new_tokens", "min_new_tokens")
+    return {name: getattr(params, name) for name in names}
 
 
 def _completed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -14,11 +15,33 @@ from posttrain.data.formats import Example
 from posttrain.data.splits import hold_out
 from posttrain.data.template import Template
 from posttrain.errors import UserError
+from posttrain.evaluate.items import ids_of_examples, ids_of_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Items:
+    """What is measured.
+
+    Attributes:
+        rows: encoded. ids: a name for each that other runs give it too, see ``ids_of_examples``.
+        template: rendered them; None for documents. report: the account of the rows.
+    """
+
+    rows: list[Any]
+    ids: tuple[str, ...]
+    template: Template | None
+    report: Report
 
 
 def read_rows(
     config: RunConfig, tokenizer: PreTrainedTokenizerBase, stage: str
 ) -> tuple[list[Any], Template | None, Report]:
+    """``read_items`` without the names: (encoded rows, template or None, account of the rows)."""
+    items = read_items(config, tokenizer, stage)
+    return items.rows, items.template, items.report
+
+
+def read_items(config: RunConfig, tokenizer: PreTrainedTokenizerBase, stage: str) -> Items:
     """All rows to evaluate on, encoded as training would.
 
     Args:
@@ -27,11 +50,25 @@ def read_rows(
         tokenizer: of the model.
         stage: how rows are read and encoded, as in ``load_dataset``.
 
-    Returns:
-        (encoded rows, the template that rendered them or None, account of the rows).
-
     Raises:
         UserError: there is no dataset, no row in it, or a bad one.
+    """
+    data = config.data
+    on_text = stage == "pt" or (stage == "sft" and data.text_column is not None)
+    # Pairs are read to be scored, from their end of turn.
+    template = None if on_text else Template.configured(tokenizer, data, stage if stage == "sft" else None)
+    examples, report = read_measured(config, stage)
+    kept: list[Example] = []
+    rows = encode_examples(examples, tokenizer, template, data, stage, report, kept)
+    ids = ids_of_examples(kept) if len(kept) == len(rows) else ids_of_rows(rows)
+    return Items(rows=rows, ids=ids, template=template, report=report)
+
+
+def read_measured(config: RunConfig, stage: str) -> tuple[list[Example], Report]:
+    """The examples to evaluate on, not yet encoded, and the account of the rows so far.
+
+    Raises:
+        UserError: there is no dataset, or a bad row.
     """
     data = config.data
     names = data.eval_dataset or data.dataset
@@ -39,15 +76,12 @@ def read_rows(
         raise UserError(
             "`eval_dataset` is missing: an evaluation needs rows; name an entry of dataset_info.json or a data file"
         )
-    on_text = stage == "pt" or (stage == "sft" and data.text_column is not None)
-    # Pairs are read to be scored, from their end of turn.
-    template = None if on_text else Template.configured(tokenizer, data, stage if stage == "sft" else None)
     report = Report()
     examples = read_examples(names, data, stage, report, margin_column=config.reward_model.margin_column)
     if holds_out(config):
         examples = _held_out(config, examples, stage)
         report = Report(rows_read=len(examples))
-    return encode_examples(examples, tokenizer, template, data, stage, report), template, report
+    return examples, report
 
 
 def holds_out(config: RunConfig) -> bool:

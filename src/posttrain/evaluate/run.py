@@ -6,35 +6,17 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from posttrain.config import RunConfig
-from posttrain.data.template import Template
 from posttrain.errors import RunError, UserError
-from posttrain.evaluate import sql_task
-from posttrain.evaluate.completions import complete, sampling_params
-from posttrain.evaluate.likelihood import measure_likelihood
-from posttrain.evaluate.preference import measure_preference
-from posttrain.evaluate.rows import holds_out, read_rows
-from posttrain.evaluate.wardrobe import Wardrobe, load_wearing
-from posttrain.models.lineage import check_template
+from posttrain.evaluate.bench import Bench, Found, Progress
+from posttrain.evaluate.items import digest_of
+from posttrain.evaluate.tasks import TASKS
 
 RESULTS = "eval_results.json"
 PREDICTIONS = "predictions.jsonl"
-
-Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Found:
-    """Variant -> metrics, what else belongs into the results, and one record per row."""
-
-    variants: Mapping[str, Mapping[str, Any]]
-    num_rows: int
-    more: Mapping[str, Any] = field(default_factory=dict)
-    records: Sequence[Mapping[str, Any]] = ()
 
 
 def evaluate(
@@ -53,7 +35,7 @@ def evaluate(
 
     Returns:
         What ``eval_results.json`` holds: the task, ``variants`` (name -> metrics), for a single model its metrics as
-        ``eval_<name>`` too, differences of neighbouring variants, and ``eval_runtime`` with its rates.
+        ``eval_<name>`` too, differences of variants, seed, decoding, and ``eval_runtime`` with its rates.
 
     Raises:
         UserError: bad configuration, data or folders.
@@ -62,82 +44,16 @@ def evaluate(
     for sentence in config.warnings:
         notify(sentence)
     folder = _output_folder(config)
-    progress("load the model", 0, 0)
-    wardrobe = load_wearing(config)
-    for sentence in wardrobe.notes:
-        notify(sentence)
     task = config.evaluate.task or "loss"
-    rows, template, report = read_rows(config, wardrobe.tokenizer, _stage(config, task))
-    if holds_out(config):
-        size, seed = config.data.val_size, config.train.seed
-        notify(f"measuring the rows that training keeps out with `val_size: {size:g}` and `seed: {seed}`")
-    notify(report.sentence())
-    for sentence in _template_notes(wardrobe, template):
-        notify(sentence)
-    began = time.perf_counter()
-    found = _measure(config, task, wardrobe, rows, template, progress)
-    seconds = time.perf_counter() - began
-    results = _results(config, task, found, seconds)
+    bench = Bench(config, notify, progress)
+    found = TASKS[task](bench)
+    results = _results(config, task, found, time.perf_counter() - bench.began)
     if folder is not None:
         _write(folder, results, found.records)
     return results
 
 
-def _measure(
-    config: RunConfig, task: str, wardrobe: Wardrobe, rows: Sequence[Any], template: Template | None, progress: Progress
-) -> _Found:
-    size, level = config.train.per_device_eval_batch_size, config.evaluate.confidence
-    if task == "reward":
-        metrics, scores = measure_preference(wardrobe, rows, batch_size=size, level=level, progress=progress)
-        records = [
-            {"index": i, "variant": name, "chosen_score": chosen, "rejected_score": rejected}
-            for name, table in scores.items()
-            for i, (chosen, rejected) in enumerate(table.tolist())
-        ]
-        return _Found(variants=metrics, num_rows=len(rows), records=records)
-    if task == "sql":
-        assert template is not None
-        params = sampling_params(config, template)
-        completed = complete(wardrobe, rows, params, num_slots=size, progress=progress)
-        sql_metrics, differences, records = sql_task.score(config, rows, completed, progress)
-        return _Found(variants=sql_metrics, num_rows=len(rows), more={"differences": differences}, records=records)
-    likelihood = measure_likelihood(wardrobe, rows, batch_size=size, progress=progress)
-    return _Found(variants=likelihood, num_rows=len(rows))
-
-
-def _stage(config: RunConfig, task: str) -> str:
-    """How the rows of a task are read; perplexity is of documents unless the configuration names a stage."""
-    if task == "reward":
-        return "dpo"  # of a ranking every pair
-    if task == "sql":
-        return "ppo"
-    named = config.method.stage if "stage" in config.sources else None
-    if named in ("pt", "sft"):
-        return "pt" if named == "pt" else "sft"
-    return "pt" if task == "perplexity" else "sft"
-
-
-def _template_notes(wardrobe: Wardrobe, template: Template | None) -> list[str]:
-    if template is None:
-        return []
-    notes: list[str] = []
-    outfits = [*wardrobe.variants.items(), *([("reward_model", wardrobe.reward)] if wardrobe.reward else [])]
-    for name, outfit in outfits:
-        for link in outfit.links:
-            lineage = link.files.lineage
-            note = check_template(
-                lineage,
-                template.fingerprint,
-                folder=link.folder,
-                key=name,
-                example=template.example,
-                allow_mismatch=True,
-            )
-            notes += [note] if note else []
-    return list(dict.fromkeys(notes))
-
-
-def _results(config: RunConfig, task: str, found: _Found, seconds: float) -> dict[str, Any]:
+def _results(config: RunConfig, task: str, found: Found, seconds: float) -> dict[str, Any]:
     num_variants = max(len(found.variants), 1)
     samples = found.num_rows * num_variants
     steps = math.ceil(found.num_rows / config.train.per_device_eval_batch_size) * num_variants
@@ -153,7 +69,12 @@ def _results(config: RunConfig, task: str, found: _Found, seconds: float) -> dic
         "eval_samples_per_second": samples / seconds,
         "eval_steps_per_second": steps / seconds,
         "confidence": config.evaluate.confidence,
+        "seed": config.train.seed,
+        "items": digest_of(sorted({str(record["id"]) for record in found.records})),
+        "decoding": found.decoding and dict(found.decoding),
+        "settings": dict(found.settings),
         "variants": {name: dict(metrics) for name, metrics in found.variants.items()},
+        "differences": list(found.differences),
         **found.more,
     }
 
@@ -186,9 +107,8 @@ def _partial(folder: Path, name: str) -> Path:
 
 def _write(folder: Path, results: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
     """Predictions, then the results: they mark a finished evaluation. Each whole or not at all."""
-    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     texts = {
-        **({PREDICTIONS: lines} if records else {}),
+        PREDICTIONS: "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records),
         RESULTS: json.dumps(results, ensure_ascii=False, indent=2) + "\n",
     }
     for name, text in texts.items():

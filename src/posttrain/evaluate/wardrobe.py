@@ -27,7 +27,7 @@ from posttrain.models.merging import dress
 from posttrain.models.quantize import is_quantized
 from posttrain.models.reward_folder import RewardFolder
 from posttrain.models.trunks import Common, RewardTrunk, common_backbone, reward_folder, reward_trunk
-from posttrain.types import Batch
+from posttrain.types import Batch, Outputs
 
 ONLY = "model"
 """The name of the one variant of a configuration that lists none."""
@@ -92,6 +92,18 @@ class Wardrobe:
         with self.wearing(names):
             return self._answered(self.backbone, batch, "lm_head", {})
 
+    def likelihood(self, names: tuple[str, ...], batch: Batch) -> tuple[Tensor, Tensor]:
+        """As ``logprobs``, and [B, T] whether each of these tokens is the most probable one."""
+        with self.wearing(names):
+            found = self._outputs(self.backbone, batch, "hits", {})
+        logprobs, hits = torch.zeros(batch.input_ids.shape), torch.zeros(batch.input_ids.shape, dtype=torch.bool)
+        for rows, out in found:
+            assert out.logprobs is not None
+            assert out.hits is not None
+            width = out.logprobs.shape[1]
+            logprobs[rows, :width], hits[rows, :width] = out.logprobs.float().cpu(), out.hits.cpu()
+        return logprobs, hits
+
     def scores(self, outfit: Outfit, batch: Batch) -> Tensor:
         """[B] the reward that an outfit with a head gives each sequence, on the CPU."""
         assert outfit.head is not None
@@ -101,15 +113,11 @@ class Wardrobe:
         with self.wearing(outfit.wears):
             return self._answered(self.backbone, batch, "score", heads)
 
-    @torch.no_grad()
     def _answered(
         self, model: PreTrainedModel, batch: Batch, want: Literal["lm_head", "score"], heads: Mapping[str, ScalarHead]
     ) -> Tensor:
-        """One forward for each micro-batch; rows that share a prefix compute it once."""
         found = torch.zeros(len(batch)) if want == "score" else torch.zeros(batch.input_ids.shape)
-        for piece in microbatches(_numbered(batch), self._max_tokens):
-            rows = piece.number
-            out = answer(model, heads, piece.to(self.device), wants=(want,))
+        for rows, out in self._outputs(model, batch, want, heads):
             values = out.scores if want == "score" else out.logprobs
             assert values is not None
             if want == "score":
@@ -117,6 +125,14 @@ class Wardrobe:
             else:
                 found[rows, : values.shape[1]] = values.float().cpu()
         return found
+
+    @torch.no_grad()
+    def _outputs(
+        self, model: PreTrainedModel, batch: Batch, want: str, heads: Mapping[str, ScalarHead]
+    ) -> list[tuple[Tensor, Outputs]]:
+        """(rows, what they answer) of each micro-batch; rows that share a prefix compute it once."""
+        pieces = microbatches(_numbered(batch), self._max_tokens)
+        return [(piece.number, answer(model, heads, piece.to(self.device), wants=(want,))) for piece in pieces]
 
 
 def load_wearing(config: RunConfig) -> Wardrobe:

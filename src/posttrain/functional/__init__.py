@@ -2,7 +2,7 @@
 
 from posttrain.functional.advantages import discounted_returns, gae, group_relative, leave_one_out
 from posttrain.functional.kl import KLKind, kl_estimate
-from posttrain.functional.logprobs import token_logprobs
+from posttrain.functional.logprobs import most_probable, token_logprobs
 from posttrain.functional.masked import masked_mean, masked_variance, whiten
 from posttrain.functional.noise import embedding_noise
 from posttrain.functional.policy import cispo_loss, clipped_surrogate, clipped_value_loss, sequence_ratio_logprobs
@@ -38,6 +38,7 @@ __all__ = [
     "leave_one_out",
     "masked_mean",
     "masked_variance",
+    "most_probable",
     "odds_ratio_loss",
     "ranking_pairs",
     "sequence_ratio_logprobs",

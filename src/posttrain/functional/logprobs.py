@@ -71,6 +71,45 @@ def token_logprobs(
     return logprobs, entropy
 
 
+@torch.no_grad()
+def most_probable(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    chunk_size: int = 256,
+    logit_scale: float | None = None,
+    softcap: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target, and whether no token is more probable; without gradients.
+
+        hit = 1[z_y = max_v z_v]
+
+    Args:
+        hidden, weight, targets, bias, chunk_size, logit_scale, softcap: as for ``token_logprobs``.
+
+    Returns:
+        Log-probabilities [N], those of ``token_logprobs``, and hits [N] bool.
+    """
+    head = _Head(
+        chunk_size=chunk_size,
+        temperature=1.0,
+        logit_scale=1.0 if logit_scale is None else float(logit_scale),
+        softcap=softcap,
+        head_trains=False,
+        direction=False,
+    )
+    logprobs = torch.empty(len(hidden), dtype=_accumulation_dtype(weight), device=hidden.device)
+    hits = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
+    for rows, logits in head.chunks(hidden, weight, bias):
+        head.cap(logits)
+        chosen = logits.gather(1, targets[rows, None])[:, 0]
+        hits[rows] = chosen == logits.amax(dim=1)
+        logprobs[rows] = chosen - logits.logsumexp(dim=1)
+    return logprobs, hits
+
+
 class _Head(NamedTuple):
     """What happens between the product with the weight and the softmax, and which gradient is prepared."""
 

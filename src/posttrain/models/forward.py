@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from posttrain.functional import token_logprobs
+from posttrain.functional import most_probable, token_logprobs
 from posttrain.models.attention import NAME, register
 from posttrain.models.attention_backends import usable
 from posttrain.models.linears import quicken
@@ -141,13 +141,14 @@ def answer(
         heads: name -> module mapping [M, D] to [M]; must hold "value" and "score" where wanted.
         batch: [B, T].
         wants: among "lm_head" (log-probabilities and entropy where ``loss_mask``), "value" (value of the state before
-            each token where ``loss_mask``), "score" (at the last real token, see ``ScalarHead.ends``).
+            each token where ``loss_mask``), "score" (at the last real token, see ``ScalarHead.ends``), "hits"
+            (log-probabilities, and whether a token is the most probable one, where ``loss_mask``; no gradients).
         temperature: the policy's; logits are divided by it.
         below: the part of the trunk that does not run where the batch keeps its states.
     """
     hidden, index = trunk(model, batch, below)
     fields: dict[str, Any] = {}
-    if "lm_head" in wants or "value" in wants:
+    if {"lm_head", "value", "hits"} & set(wants):
         counted = batch.loss_mask.clone()
         counted[:, 0] = False  # nothing predicts the first token
         row, column = counted.nonzero(as_tuple=True)
@@ -157,6 +158,10 @@ def answer(
             logprobs, entropy = _language_head(model, before, targets, temperature)
             fields["logprobs"] = _table(batch, row, column, logprobs)
             fields["entropy"] = _table(batch, row, column, entropy)
+        if "hits" in wants:
+            logprobs, hits = _hits(model, before, batch.input_ids[row, column])
+            fields["logprobs"] = _table(batch, row, column, logprobs)
+            fields["hits"] = _table(batch, row, column, hits)
         if "value" in wants:
             fields["values"] = _table(batch, row, column, heads["value"](before.float()))
     if "score" in wants:
@@ -171,19 +176,29 @@ def _language_head(
     model: PreTrainedModel, hidden: Tensor, targets: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy of its distribution, without ever holding [M, V]."""
+    weight, shape = _head(model)
+    logprobs, entropy = token_logprobs(hidden, weight, targets, temperature=temperature, **shape)
+    count_head(hidden, weight, entropy)
+    return logprobs, entropy
+
+
+def _hits(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target, and whether it is the most probable token."""
+    weight, shape = _head(model)
+    logprobs, hits = most_probable(hidden, weight, targets, **shape)
+    count_head(hidden, weight, logprobs)
+    return logprobs, hits
+
+
+def _head(model: PreTrainedModel) -> tuple[Tensor, dict[str, Any]]:
+    """The output layer's weight, and what else lies between a state and its logits."""
     head = model.get_output_embeddings()
     text_config = model.config.get_text_config()
-    logprobs, entropy = token_logprobs(
-        hidden,
-        head.weight,
-        targets,
-        bias=getattr(head, "bias", None),
-        temperature=temperature,
-        softcap=getattr(text_config, "final_logit_softcapping", None),
-        logit_scale=logit_scale(text_config),
-    )
-    count_head(hidden, head.weight, entropy)
-    return logprobs, entropy
+    return head.weight, {
+        "bias": getattr(head, "bias", None),
+        "softcap": getattr(text_config, "final_logit_softcapping", None),
+        "logit_scale": logit_scale(text_config),
+    }
 
 
 def _table(batch: Batch, row: Tensor, column: Tensor, values: Tensor) -> Tensor:

@@ -1,0 +1,86 @@
+"""The tasks of `posttrain eval`, by name: each measures the models of a bench on its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from statistics import fmean
+
+from posttrain.evaluate import likelihood, preference, sql_task
+from posttrain.evaluate.bench import Bench, Found, as_records
+from posttrain.evaluate.completions import complete, decoding_of, sampling_params
+
+Task = Callable[[Bench], Found]
+
+
+def perplexity(bench: Bench) -> Found:
+    """How probable documents are, or answers where the configuration names stage sft."""
+    return _likelihood(bench, "pt" if _named_stage(bench) != "sft" else "sft")
+
+
+def loss(bench: Bench) -> Found:
+    """How probable answers are, or documents where the configuration names stage pt."""
+    return _likelihood(bench, "sft" if _named_stage(bench) != "pt" else "pt")
+
+
+def reward(bench: Bench) -> Found:
+    """How well reward models rank pairs, of a ranking every pair."""
+    items = bench.items("dpo")
+    found = preference.preference_records(
+        bench.wardrobe, items.rows, batch_size=bench.batch_size, progress=bench.progress
+    )
+    metrics = {}
+    for name, records in found.items():
+        means = {key: fmean(record[key] for record in records) for key in ("chosen_score", "rejected_score")}
+        groups = preference.preference_groups(records, level=bench.level)
+        figures = bench.figures(preference.MEASURES, records)
+        metrics[name] = {**figures, **means, "num_pairs": len(records), **groups}
+    return Found(
+        variants=metrics,
+        num_rows=len(items.rows),
+        records=as_records(items.ids, found),
+        differences=bench.differences(preference.MEASURES, found),
+    )
+
+
+def sql(bench: Bench) -> Found:
+    """How often the SQL that models write gives the rows of the reference."""
+    items = bench.items("ppo")
+    assert items.template is not None
+    params = sampling_params(bench.config, items.template)
+    completed = complete(bench.wardrobe, items.rows, params, num_slots=bench.batch_size, progress=bench.progress)
+    metrics, differences, records = sql_task.score(bench.config, items.rows, completed, bench.progress)
+    return Found(
+        variants=metrics,
+        num_rows=len(items.rows),
+        records=[{"id": items.ids[record["index"]], **record} for record in records],
+        differences=differences,
+        decoding=decoding_of(params),
+    )
+
+
+TASKS: Mapping[str, Task] = {"perplexity": perplexity, "loss": loss, "reward": reward, "sql": sql}
+
+
+def _likelihood(bench: Bench, stage: str) -> Found:
+    items = bench.items(stage)
+    found = likelihood.likelihood_records(
+        bench.wardrobe, items.rows, batch_size=bench.batch_size, progress=bench.progress
+    )
+    metrics = {
+        name: {
+            **bench.figures(likelihood.MEASURES, records),
+            "num_tokens": int(sum(record["num_tokens"] for record in records)),
+        }
+        for name, records in found.items()
+    }
+    return Found(
+        variants=metrics,
+        num_rows=len(items.rows),
+        records=as_records(items.ids, found),
+        differences=bench.differences(likelihood.MEASURES, found),
+    )
+
+
+def _named_stage(bench: Bench) -> str | None:
+    config = bench.config
+    return config.method.stage if "stage" in config.sources else None
