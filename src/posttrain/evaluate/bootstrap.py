@@ -28,7 +28,7 @@ class Measure:
         columns: what a record adds to the sums; None where it does not know.
         value: sums [R, K] -> figures [R].
         better: which way is better; "" where neither is.
-        is_share: the mean of values that are 0 or 1, whose interval is Wilson's.
+        is_share: a mean of values between 0 and 1, whose interval is Wilson's.
         unit: scale of plots: "share", or a word.
     """
 
@@ -104,15 +104,15 @@ def estimates(
         seed: of the resampling. level: coverage, between 0 and 1.
         num_resamples: 0 is ``NUM_RESAMPLES``.
     """
-    tables = {m.name: found for m in measures if (found := table(m, records)) is not None}
-    known = [m for m in measures if m.name in tables]
-    resampled = _resampled([tables[m.name] for m in known], seed, num_resamples or NUM_RESAMPLES)
-    found = {}
-    for measure, sums in zip(known, resampled, strict=True):
+    tables = {m.name: known for m in measures if (known := table(m, records)) is not None}
+    measured = [m for m in measures if m.name in tables]
+    resampled = _resampled(list(tables.values()), seed, num_resamples or NUM_RESAMPLES)
+    found: dict[str, Estimate] = {}
+    for measure, sums in zip(measured, resampled, strict=True):
         whole = tables[measure.name].sum(dim=0, keepdim=True)
         value = float(measure.value(whole))
         if measure.is_share:
-            low, high = wilson_interval(round(float(whole[0, 0])), len(records), level=level)
+            low, high = wilson_interval(float(whole[0, 0]), round(float(whole[0, 1])), level=level)
         else:
             low, high = _percentiles(measure.value(sums), level)
         found[measure.name] = Estimate(_finite(value), _finite(low), _finite(high))

@@ -56,7 +56,7 @@ def paired_difference_interval(
     return bootstrap_interval(differences, seed=seed, level=level, num_resamples=num_resamples)
 
 
-def wilson_interval(successes: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
+def wilson_interval(successes: float, n: int, *, level: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a share.
 
         (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n),  p = successes / n
@@ -64,7 +64,7 @@ def wilson_interval(successes: int, n: int, *, level: float = 0.95) -> tuple[flo
     Paper: Wilson, 1927 (Probable inference, the law of succession, and statistical inference).
 
     Args:
-        successes: between 0 and ``n``.
+        successes: between 0 and ``n``; a tie may be half of one, which makes the interval too wide rather than too narrow.
         n: trials; with none the interval is (0, 1).
         level: coverage, between 0 and 1.
 
