@@ -64,7 +64,7 @@ def wilson_interval(successes: float, n: int, *, level: float = 0.95) -> tuple[f
     Paper: Wilson, 1927 (Probable inference, the law of succession, and statistical inference).
 
     Args:
-        successes: between 0 and ``n``; a tie may be half of one, which makes the interval too wide rather than too narrow.
+        successes: between 0 and ``n``; a tie may be half of one, which makes it wider than need be.
         n: trials; with none the interval is (0, 1).
         level: coverage, between 0 and 1.
 
