@@ -159,9 +159,8 @@ def answer(
             fields["logprobs"] = _table(batch, row, column, logprobs)
             fields["entropy"] = _table(batch, row, column, entropy)
         if "hits" in wants:
-            logprobs, hits = _hits(model, before, batch.input_ids[row, column])
-            fields["logprobs"] = _table(batch, row, column, logprobs)
-            fields["hits"] = _table(batch, row, column, hits)
+            found = _hits(model, before, batch.input_ids[row, column])
+            fields["logprobs"], fields["hits"] = (_table(batch, row, column, values) for values in found)
         if "value" in wants:
             fields["values"] = _table(batch, row, column, heads["value"](before.float()))
     if "score" in wants:
