@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-MIN_WORK = 1 << 20
+MIN_WORK = 1 << 17
 """Multiply-adds below which oneDNN's longer way to the product costs more than it saves."""
 
 _BLOCK = 2048  # columns made at a time where the result has a place already: they are copied while still in the cache
