@@ -34,6 +34,10 @@ ALLOWED = {
     "swanlab": ("train/trackers.py",),
     "mlflow": ("train/trackers.py",),
     "requests": (),
+    "sacrebleu": ("evaluate/text_scores.py",),
+    "rouge_score": ("evaluate/text_scores.py",),
+    "jieba": ("evaluate/text_scores.py",),
+    "lm_eval": ("evaluate/lm_harness.py",),
 }
 # Names for annotations, free in every room that is handed such an object.
 TYPES = ("transformers.PreTrainedModel", "transformers.PreTrainedTokenizerBase")

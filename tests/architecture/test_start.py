@@ -29,7 +29,7 @@ def probe(code, *arguments):
     return done.stdout
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["run"], ["export"], ["chat"], ["generate"], ["eval"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["run"], ["export"], ["chat"], ["generate"], ["eval"], ["compare"]])
 def test_help_loads_nothing_heavy(command):
     output = probe(PROBE, *command, "--help")
     status, loaded = json.loads(output.splitlines()[-1])

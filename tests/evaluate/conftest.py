@@ -45,3 +45,14 @@ def ppo_folder(trained, tmp_path_factory):
     lineage = json.loads((folder / "lineage.json").read_text(encoding="utf-8"))
     (folder / "lineage.json").write_text(json.dumps({**lineage, "stage": "ppo"}), encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def fluent(tiny_config, tmp_path_factory):
+    """An adapter on the tiny model that knows the answers of chat.json by heart."""
+    from posttrain.train.run import train
+
+    folder = tmp_path_factory.mktemp("fluent") / "sft"
+    keys = {"num_train_epochs": 60, "learning_rate": 1e-2, "lora_rank": 16, "save_strategy": "no", "logging_steps": 60}
+    train(tiny_config("sft", folder, **keys))
+    return folder

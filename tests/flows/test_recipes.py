@@ -33,10 +33,19 @@ AFTER = {
     "export": ("ppo",),
     "predict": ("export",),
     "eval_sql": ("sft", "rm", "ppo"),
+    "eval_reward": ("sft", "rm"),
+    "eval_generation": ("sft",),
+    "eval_match": ("sft",),
+    "eval_win_rate": ("sft", "rm", "ppo"),
+    "eval_frontier": ("sft", "rm", "ppo"),
 }
 """Recipe -> the recipes whose results it starts from, as its comment says."""
 
-COMMANDS = {"label": ("label",), "export": ("export",), "predict": ("generate", "chat"), "eval_sql": ("eval",)}
+EVALUATIONS = tuple(name for name in AFTER if name.startswith("eval_"))
+COMMANDS = {
+    **{"label": ("label",), "export": ("export",), "predict": ("generate", "chat")},
+    **dict.fromkeys(EVALUATIONS, ("eval",)),
+}
 ADAPTERS = (
     "pt",
     "sft",
@@ -166,3 +175,22 @@ def test_the_sql_of_three_models_is_run(run):
     results = json.loads(text)
     assert list(results["variants"]) == ["base", "sft", "ppo"]
     assert all({"execution_accuracy", "reward"} <= set(metrics) for metrics in results["variants"].values())
+
+
+@pytest.mark.parametrize(
+    ("name", "variants", "figures"),
+    [
+        ("eval_reward", ["reward"], {"accuracy", "calibration_error", "length_correlation", "by_length"}),
+        ("eval_generation", ["base", "sft"], {"bleu", "chrf", "rougeL"}),
+        ("eval_match", ["base", "sft"], {"accuracy", "answered"}),
+        ("eval_win_rate", ["ppo"], {"win_rate", "wins", "ties", "losses", "sign_test_p"}),
+        ("eval_frontier", ["reference", "checkpoint-2"], {"kl", "reward", "step"}),
+    ],
+)
+def test_an_evaluation_has_figures_and_a_record_for_every_item(run, name, variants, figures):
+    folder = run(name) / "saves" / name
+    results = json.loads((folder / "eval_results.json").read_text(encoding="utf-8"))
+    assert list(results["variants"]) == variants
+    assert all(figures <= set(metrics) for metrics in results["variants"].values())
+    records = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(records) == results["eval_num_rows"] * len(variants)

@@ -5,7 +5,19 @@ from pathlib import Path
 
 import pytest
 
-ROOMS = {"functional", "algorithms", "models", "rollout", "rewards", "data", "engine", "train", "serve", "diagnose"}
+ROOMS = {
+    "functional",
+    "algorithms",
+    "models",
+    "rollout",
+    "rewards",
+    "data",
+    "engine",
+    "train",
+    "serve",
+    "diagnose",
+    "evaluate",
+}
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from posttrain.cli.progress import ProgressLine
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command."""
-    add_configured(commands, "eval", execute, help="Measure perplexity, loss, reward accuracy or SQL execution.")
+    add_configured(commands, "eval", execute, help="Measure loss, rewards, answers, win rates, SQL ... with intervals.")
 
 
 def execute(args: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import posttrain
 from posttrain.cli import (
     chat,
+    compare,
     config,
     data,
     doctor,
@@ -31,7 +32,7 @@ from posttrain.cli.output import is_first_process, num_processes
 
 _FIRST_SPEAKS_SECONDS = 3.0
 COMMANDS = (
-    *(train, run, doctor, export, chat, generate, label, evaluate),
+    *(train, run, doctor, export, chat, generate, label, evaluate, compare),
     *(reward_parity, model, config, data, environment),
 )
 

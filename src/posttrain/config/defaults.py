@@ -78,5 +78,13 @@ def fill(values: Mapping[str, Any], command: Command) -> dict[str, Any]:
     default("greater_is_better", not filled["metric_for_best_model"].endswith(BETTER_WHEN_LOWER))
     if command == "eval":
         default("task", _TASKS.get(value("stage"), "reward" if is_online(value("stage")) else "loss"))
-        default("do_sample", False)
+        for key, preset in _drawing(value("task")).items():
+            default(key, preset)
     return filled
+
+
+def _drawing(task: str) -> dict[str, Any]:
+    """How an evaluation draws answers: greedy, but the KL of a policy is that of what it draws itself."""
+    if task == "frontier":
+        return {"do_sample": True, **{key: _SAMPLING[key] for key in ("temperature", "top_p", "top_k")}}
+    return {"do_sample": False}

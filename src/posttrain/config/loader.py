@@ -201,7 +201,8 @@ def _unknown(key: str) -> str:
 
 
 def _require_model(reading: _Reading, name: str, command: Command) -> None:
-    if command in ("label", "data"):  # answers that are there already, and rows as they are, need no model
+    scored = command == "eval" and bool(reading.values.get("predictions"))
+    if command in ("label", "data") or scored:  # answers that are there already, and rows as they are, need no model
         reading.values.setdefault("model_name_or_path", "")
     if "model_name_or_path" not in reading.values and not reading.mistakes:
         reading.mistakes.append(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from posttrain.config.alarm_rules import alarm_cautions, alarm_problems
 from posttrain.config.data_rules import data_cautions, data_problems
 from posttrain.config.defaults import stage_defaults
+from posttrain.config.eval_rules import eval_problems
 from posttrain.config.judge_rules import judged_reward_problems, label_problems
 from posttrain.config.model_rules import model_rules, quantization_cautions
 from posttrain.config.reward_rules import reward_problems
@@ -39,6 +40,8 @@ def problems(config: RunConfig, command: Command) -> list[Finding]:
         rules += [judged_reward_problems, alarm_problems]
     if command == "label":
         rules += [label_problems]
+    if command == "eval":
+        rules += [eval_problems]
     return [finding for rule in rules for finding in rule(config)]
 
 

@@ -190,7 +190,10 @@ def _plain_number(value: object) -> object:
 def _task(value: object) -> Translation:
     name = str(value).strip().lower()
     if any(exam in name for exam in ("mmlu", "ceval", "cmmlu")):
-        raise RefusalError("is a question set that posttrain does not have; run lm-eval on the exported folder")
+        raise RefusalError(
+            "is a question set of lm-eval; write `task: lm_eval` and its name in `lm_eval_tasks` "
+            '(pip install "posttrain[lm-eval]")'
+        )
     return {"task": value}, None
 
 

@@ -64,9 +64,9 @@ class PredictConfig:
 class EvalConfig:
     """`posttrain eval`: what is measured, and the limits under which generated SQL is run."""
 
-    task: Literal["perplexity", "loss", "reward", "sql"] | None = option(
-        None, help="What to measure; null goes by stage: pt perplexity, sft loss, rm and ppo reward."
-    )
+    task: (
+        Literal["perplexity", "loss", "reward", "sql", "generation", "match", "win_rate", "frontier", "lm_eval"] | None
+    ) = option(None, help="What to measure; null goes by stage: pt perplexity, sft loss, rm and ppo reward.")
     variants: tuple[str, ...] = option(
         (),
         help="Models to compare: `name=folder` of an adapter, `name=a+b` for two, or `name` for the bare model.",
@@ -78,3 +78,52 @@ class EvalConfig:
     sql_time_limit: float = option(2.0, help="Seconds a query may run before it counts as failed.", above=0)
     sql_row_limit: int = option(10000, help="Rows a query may return before it counts as failed.", minimum=1)
     confidence: float = option(0.95, help="Level of the confidence intervals.", above=0, below=1)
+    predictions: tuple[str, ...] = option(
+        (),
+        help="Tasks sql, generation, match, win_rate: files of predictions to score instead of asking a model, "
+        "`name=file.jsonl` each, as `posttrain generate` or `posttrain eval` wrote them.",
+        path=True,
+    )
+    prediction_column: str | None = option(
+        None, help="Column of `predictions` that holds the answer; null looks for predict, completion, prediction ..."
+    )
+    reference_column: str | None = option(
+        None,
+        help="Column that holds what is right, in data or `predictions`; null looks for reference, label, gold, "
+        "answer, output.",
+    )
+    metric_tokenizer: Literal["auto", "13a", "intl", "zh", "char"] = option(
+        "auto",
+        help="Task generation: how text is cut into words. 13a: as sacrebleu cuts English; zh: Chinese, for ROUGE by "
+        "jieba; intl: any script with spaces; char: characters. auto goes by the letters of the references.",
+    )
+    match: Literal["text", "number", "contains"] = option(
+        "text",
+        help="Task match: the answer equals the reference as text, in its last number, or contains it.",
+    )
+    match_pattern: str | None = option(
+        None,
+        help="Task match: regular expression whose group is the answer, the last one found, such as `#### *(.+)`; one "
+        "that is not found is wrong. Null takes all of the text.",
+    )
+    match_ignore_case: bool = option(False, help="Task match: upper and lower case are the same.")
+    match_ignore_punctuation: bool = option(False, help="Task match: punctuation and symbols do not count.")
+    match_tolerance: float = option(
+        1e-6, help="Task match: by how much numbers may differ, as a share of the larger one.", minimum=0
+    )
+    checkpoints_of: str | None = option(
+        None, help="Task frontier: output_dir of an online run, whose checkpoint-N folders are measured.", path=True
+    )
+    max_checkpoints: int | None = option(
+        None, help="Task frontier: at most this many checkpoints, evenly spaced, the last one included.", minimum=1
+    )
+    lm_eval_tasks: tuple[str, ...] = option((), help="Task lm_eval: names of tasks of lm-evaluation-harness.")
+    lm_eval_include: str | None = option(
+        None, help="Task lm_eval: folder with task files of your own, as lm-evaluation-harness reads them.", path=True
+    )
+    lm_eval_num_fewshot: int | None = option(
+        None, help="Task lm_eval: examples before each question; null is what the task says.", minimum=0
+    )
+    lm_eval_chat_template: bool = option(
+        False, help="Task lm_eval: render questions with the tokenizer's chat template."
+    )

@@ -13,10 +13,8 @@ from posttrain.config import RunConfig
 from posttrain.errors import RunError, UserError
 from posttrain.evaluate.bench import Bench, Found, Progress
 from posttrain.evaluate.items import digest_of
+from posttrain.evaluate.run_folders import PREDICTIONS, RESULTS
 from posttrain.evaluate.tasks import TASKS
-
-RESULTS = "eval_results.json"
-PREDICTIONS = "predictions.jsonl"
 
 
 def evaluate(

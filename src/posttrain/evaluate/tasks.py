@@ -8,6 +8,10 @@ from statistics import fmean
 from posttrain.evaluate import likelihood, preference, sql_task
 from posttrain.evaluate.bench import Bench, Found, as_records
 from posttrain.evaluate.completions import complete, decoding_of, sampling_params
+from posttrain.evaluate.frontier import frontier
+from posttrain.evaluate.lm_harness import lm_eval
+from posttrain.evaluate.text_tasks import generation, matching
+from posttrain.evaluate.win_rate import win_rate
 
 Task = Callable[[Bench], Found]
 
@@ -58,7 +62,17 @@ def sql(bench: Bench) -> Found:
     )
 
 
-TASKS: Mapping[str, Task] = {"perplexity": perplexity, "loss": loss, "reward": reward, "sql": sql}
+TASKS: Mapping[str, Task] = {
+    "perplexity": perplexity,
+    "loss": loss,
+    "reward": reward,
+    "sql": sql,
+    "generation": generation,
+    "match": matching,
+    "win_rate": win_rate,
+    "frontier": frontier,
+    "lm_eval": lm_eval,
+}
 
 
 def _likelihood(bench: Bench, stage: str) -> Found:

@@ -98,11 +98,11 @@ def same_text(completion: str, reference: str) -> float:
     return float(_plain(completion) == _plain(reference))
 
 
-def same_number(completion: str, reference: str) -> float:
+def same_number(completion: str, reference: str, tolerance: float = _CLOSE) -> float:
     """1 where the last number of the completion is the last one of the reference, else 0.
 
     Thousands may be set off by commas, full-width digits count, as do 万 and 亿. Where only one side has a percent
-    sign, 12% is both 12 and 0.12.
+    sign, 12% is both 12 and 0.12. They may differ by ``tolerance``, a share of the larger one.
     """
     ours, theirs = last_number(completion), last_number(reference)
     if ours is None or theirs is None:
@@ -111,7 +111,7 @@ def same_number(completion: str, reference: str) -> float:
     wanted_values = [wanted]
     if is_percent != wants_percent:
         wanted_values.append(wanted * 100 if is_percent else wanted / 100)
-    return float(any(math.isclose(value, each, rel_tol=_CLOSE, abs_tol=1e-9) for each in wanted_values))
+    return float(any(math.isclose(value, each, rel_tol=tolerance, abs_tol=1e-9) for each in wanted_values))
 
 
 def last_number(text: str) -> tuple[float, bool] | None:
