@@ -23,6 +23,8 @@ ALLOWED = {
     "tqdm": ("train/", "models/"),
     "yaml": ("config/", "train/", "pipeline/", "cli/", "data/"),
     "sqlite3": ("data/text2sql/", "evaluate/", "rewards/"),
+    "psycopg": ("rewards/sql/postgres.py",),
+    "sqlalchemy": ("rewards/sql/places.py",),
     "datasets": ("data/hub.py",),
     "modelscope": ("data/hub.py",),
     "pyarrow": ("data/columnar.py",),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from posttrain.config.addresses import hidden
 from posttrain.config.options import option
 
 
@@ -75,6 +76,14 @@ class EvalConfig:
     database_dir: str | None = option(
         None, help="Folder that the databases of task sql are named from; null is `dataset_dir`.", path=True
     )
+    database_url: str | None = option(
+        None,
+        help="Server that has the databases of task sql, such as `postgresql://reader@host/{db}`; `{db}`, there or in "
+        "`?schema={db}`, is the row's `db` without folder and ending. Passwords: PGPASSWORD or ~/.pgpass.",
+    )
+    allow_privileged_role: bool = option(
+        False, help="Run SQL on a server under a role that could write; its transactions still are read-only."
+    )
     sql_time_limit: float = option(2.0, help="Seconds a query may run before it counts as failed.", above=0)
     sql_row_limit: int = option(10000, help="Rows a query may return before it counts as failed.", minimum=1)
     confidence: float = option(0.95, help="Level of the confidence intervals.", above=0, below=1)
@@ -127,3 +136,7 @@ class EvalConfig:
     lm_eval_chat_template: bool = option(
         False, help="Task lm_eval: render questions with the tokenizer's chat template."
     )
+
+    def __post_init__(self) -> None:
+        if self.database_url is not None:
+            object.__setattr__(self, "database_url", hidden(self.database_url))

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from posttrain.errors import UserError
 from posttrain.evaluate.intervals import wilson_interval
 from posttrain.rewards.sql.compare import extract_sql, is_ordered, normalized, same_result
-from posttrain.rewards.sql.sandbox import Execution, execute
+from posttrain.rewards.sql.sandbox import Execution, Place, execute
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class SqlReport:
 def score_sql(
     predictions: Sequence[str],
     golds: Sequence[str],
-    dbs: Sequence[Path],
+    dbs: Sequence[Place],
     *,
     groups: Mapping[str, Sequence[str]] | None = None,
     time_limit_s: float = 2.0,
@@ -98,7 +97,7 @@ def score_sql(
             known[str(db), gold] = expected
         if expected.error is not None:
             raise UserError(f"row {i + 1}: the gold statement does not run on {db}: {expected.error}: {gold}")
-        outcomes.append(_outcome(prediction, gold, expected, Path(db), time_limit_s, row_limit))
+        outcomes.append(_outcome(prediction, gold, expected, db, time_limit_s, row_limit))
         if progress:
             progress(i + 1, len(predictions))
     total = _group_score(outcomes)
@@ -111,7 +110,9 @@ def score_sql(
     )
 
 
-def _outcome(prediction: str, gold: str, expected: Execution, db: Path, time_limit_s: float, row_limit: int) -> Outcome:
+def _outcome(
+    prediction: str, gold: str, expected: Execution, db: Place, time_limit_s: float, row_limit: int
+) -> Outcome:
     sql = extract_sql(prediction)
     result = execute(db, sql, time_limit_s=time_limit_s, row_limit=row_limit)
     correct = same_result(expected, result, ordered=is_ordered(gold))

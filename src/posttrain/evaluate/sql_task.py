@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from posttrain.config import RunConfig
+from posttrain.config.addresses import without_password
 from posttrain.data.encode import EncodedPrompt
 from posttrain.evaluate.completions import Completed
 from posttrain.evaluate.intervals import bootstrap_interval, paired_difference_interval, wilson_interval
 from posttrain.evaluate.sql import SqlReport, score_sql
-from posttrain.rewards.sql.columns import database, reference_sql
+from posttrain.rewards.sql.columns import Databases, reference_sql
 
 Progress = Callable[[str, int, int], None]
 
@@ -39,9 +39,9 @@ def score(
     Raises:
         UserError: a column or a database is missing.
     """
-    folder = Path(config.evaluate.database_dir or config.data.dataset_dir)
+    databases = Databases.configured(config)
     golds = [reference_sql(prompt.extras, number) for number, prompt in enumerate(prompts, start=1)]
-    dbs = [database(prompt.extras, folder, number) for number, prompt in enumerate(prompts, start=1)]
+    dbs = [databases.of(prompt.extras, number) for number, prompt in enumerate(prompts, start=1)]
     groups = {
         name: [str(prompt.extras[name]) for prompt in prompts]
         for name in GROUPS
@@ -117,7 +117,8 @@ def _records(
                 "index": i,
                 "variant": name,
                 "prompt": prompt.messages[-1].content,
-                **{key: prompt.extras[key] for key in (*GROUPS, "db") if key in prompt.extras},
+                **{key: prompt.extras[key] for key in GROUPS if key in prompt.extras},
+                **({"db": without_password(str(prompt.extras["db"]))} if "db" in prompt.extras else {}),
                 "gold": outcome.gold,
                 "completion": answers.texts[i],
                 "predicted": outcome.predicted,

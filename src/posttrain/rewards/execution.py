@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,11 @@ from torch import Tensor
 
 from posttrain.config import RunConfig
 from posttrain.errors import RewardError, UserError
-from posttrain.rewards.sql.columns import database, reference_sql
+from posttrain.rewards.sql.cache import CachedExecutions
+from posttrain.rewards.sql.columns import Databases, reference_sql
 from posttrain.rewards.sql.compare import extract_sql, is_ordered, same_result
-from posttrain.rewards.sql.sandbox import Execution, execute
+from posttrain.rewards.sql.places import Place
+from posttrain.rewards.sql.sandbox import check_place
 from posttrain.types import RolloutBatch
 
 RIGHT, RUNS, FAILS = 1.0, 0.2, 0.0
@@ -23,28 +25,28 @@ class SqlExecutionReward:
     """1 for SQL that gives the rows of the reference, 0.2 for SQL that runs, 0 for what does not.
 
     Each prompt's row names its database in the column ``db`` and its reference SQL in ``gold`` or ``output``.
-    Statements are run read-only under limits, as in ``posttrain eval`` with task sql.
+    Statements are run read-only under limits, as in ``posttrain eval`` with task sql; those of a batch beside each
+    other, and none twice that is still known.
     """
 
     is_apart = True
 
-    def __init__(self, folder: Path, *, time_limit_s: float = 2.0, row_limit: int = 10_000) -> None:
+    def __init__(self, databases: Databases | Path, *, time_limit_s: float = 2.0, row_limit: int = 10_000) -> None:
         """Take the limits.
 
         Args:
-            folder: what the column ``db`` is relative to. time_limit_s, row_limit: of one statement.
+            databases: where they are; a folder for SQLite files in it. time_limit_s, row_limit: of one statement.
         """
-        self._folder = folder
-        self._limits: dict[str, Any] = {"time_limit_s": time_limit_s, "row_limit": row_limit}
-        self._references: dict[tuple[Path, str], Execution] = {}
+        self._databases = databases if isinstance(databases, Databases) else Databases(databases)
+        self._executions = CachedExecutions(time_limit_s=time_limit_s, row_limit=row_limit)
         self._has_scored = False
 
     @classmethod
     def configured(cls, config: RunConfig) -> SqlExecutionReward:
-        """With the folder and the limits that the configuration names."""
+        """With the databases and the limits that the configuration names."""
         limits = config.evaluate
-        folder = Path(limits.database_dir or config.data.dataset_dir)
-        return cls(folder, time_limit_s=limits.sql_time_limit, row_limit=limits.sql_row_limit)
+        databases = Databases.configured(config)
+        return cls(databases, time_limit_s=limits.sql_time_limit, row_limit=limits.sql_row_limit)
 
     def check(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Refuse rows that could not be judged, before time is spent on answers to them.
@@ -53,16 +55,22 @@ class SqlExecutionReward:
             rows: the columns of each prompt's row, in order.
 
         Raises:
-            UserError: names the first row without database file or reference.
+            UserError: names the first row without reference, or whose database cannot be used.
         """
+        known: set[Place] = set()
         for number, row in enumerate(rows, start=1):
             reference_sql(row, number)
-            path = database(row, self._folder, number)
-            if not path.is_file():
+            db = self._databases.of(row, number)
+            if db in known:
+                continue
+            if isinstance(db, Path) and not db.is_file():
                 raise UserError(
-                    f"row {number} of the data names the database {row['db']!r}, but there is no {path}; correct the "
+                    f"row {number} of the data names the database {row['db']!r}, but there is no {db}; correct the "
                     "column `db`, or name the folder that it is seen from in `database_dir`"
                 )
+            if not isinstance(db, Path):
+                check_place(db)
+            known.add(db)
 
     def __call__(self, batch: RolloutBatch) -> Tensor:
         """[B] rewards.
@@ -71,9 +79,8 @@ class SqlExecutionReward:
             UserError: a row of the first batch has no database or no reference that runs.
             RewardError: one of a later batch, whose run is worth a checkpoint.
         """
-        rows = zip(batch.extras, batch.completions, strict=True)
         try:
-            rewards = [self.worth(row, completion, number) for number, (row, completion) in enumerate(rows, start=1)]
+            rewards = self._worths(batch.extras, batch.completions, range(1, len(batch.completions) + 1))
         except UserError as mistake:
             if not self._has_scored:
                 raise
@@ -90,18 +97,24 @@ class SqlExecutionReward:
         Raises:
             UserError: as a call.
         """
-        path, reference = database(row, self._folder, number), extract_sql(reference_sql(row, number))
-        expected = self._expected(path, reference)  # first: what cannot be judged must not pass for wrong
-        result = execute(path, extract_sql(completion), **self._limits)
-        if result.error is not None:
-            return FAILS
-        return RIGHT if same_result(expected, result, ordered=is_ordered(reference)) else RUNS
+        return self._worths([row], [completion], [number])[0]
 
-    def _expected(self, path: Path, reference: str) -> Execution:
-        key = (path, reference)
-        if key not in self._references:
-            expected = execute(path, reference, **self._limits)
-            if expected.error is not None:
-                raise UserError(f"the reference SQL does not run on {path}: {expected.error}: {reference}")
-            self._references[key] = expected
-        return self._references[key]
+    def _worths(
+        self, rows: Sequence[Mapping[str, Any]], completions: Sequence[str], numbers: Sequence[int]
+    ) -> list[float]:
+        numbered = list(zip(rows, numbers, strict=True))
+        places = [self._databases.of(row, number) for row, number in numbered]
+        references = [extract_sql(reference_sql(row, number)) for row, number in numbered]
+        expected = self._executions(list(zip(places, references, strict=True)))
+        for db, reference, wanted in zip(places, references, expected, strict=True):
+            if wanted.error is not None:  # what cannot be judged must not pass for wrong
+                raise UserError(f"the reference SQL does not run on {db}: {wanted.error}: {reference}")
+        found = self._executions(list(zip(places, map(extract_sql, completions), strict=True)))
+        return [
+            FAILS
+            if result.error is not None
+            else RIGHT
+            if same_result(wanted, result, ordered=is_ordered(reference))
+            else RUNS
+            for reference, wanted, result in zip(references, expected, found, strict=True)
+        ]

@@ -3,16 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from posttrain.config import RunConfig
+from posttrain.config.addresses import is_database_url
 from posttrain.errors import UserError
+from posttrain.rewards.sql.places import Place, place
 
 REFERENCE_COLUMNS = ("gold", "output", "reference")
 
 
-def database(row: Mapping[str, Any], folder: Path, number: int) -> Path:
-    """The database of a row: its column ``db``, seen from ``folder``.
+@dataclass(frozen=True)
+class Databases:
+    """Where the databases of data rows are, as the configuration says.
+
+    Attributes:
+        folder: what the column ``db`` is relative to where it names a file.
+        url: of the server that has them all, ``{db}`` in it standing for the column; None for files.
+        is_role_free: whether a role that could write is accepted.
+    """
+
+    folder: Path
+    url: str | None = None
+    is_role_free: bool = False
+
+    @classmethod
+    def configured(cls, config: RunConfig) -> Databases:
+        """As the keys `database_dir`, `database_url` and `allow_privileged_role` say."""
+        keys = config.evaluate
+        folder = Path(keys.database_dir or config.data.dataset_dir)
+        return cls(folder, keys.database_url, keys.allow_privileged_role)
+
+    def of(self, row: Mapping[str, Any], number: int) -> Place:
+        """The database of a row.
+
+        Args:
+            row: columns of the data row. number: of the row from 1, for messages.
+
+        Raises:
+            UserError: the row does not say, or says what is no database.
+        """
+        db = row.get("db")
+        if self.url is not None and not (isinstance(db, str) and is_database_url(db)):
+            return self._on_server(self.url, db if isinstance(db, str) else None, number)
+        if not isinstance(db, str):
+            raise UserError(
+                f"row {number} of the data has no column `db` (found: {', '.join(sorted(row))}): running SQL needs "
+                "the SQLite file, or the address of the database, that the question is about"
+            )
+        if is_database_url(db):
+            return self._on_server(db, None, number)
+        written = Path(db)
+        beside = self.folder / written.name
+        return beside if beside.is_file() and not (self.folder / written).is_file() else self.folder / written
+
+    def _on_server(self, url: str, db: str | None, number: int) -> Place:
+        try:
+            return place(url, db, is_role_free=self.is_role_free)
+        except UserError as error:
+            raise UserError(f"row {number} of the data: {error}") from None
+
+
+def database(row: Mapping[str, Any], folder: Path, number: int) -> Place:
+    """The database of a row: its column ``db``, a file seen from ``folder`` or an address.
 
     Args:
         row: columns of the data row. folder: what ``db`` is relative to. number: of the row from 1, for messages.
@@ -20,14 +75,7 @@ def database(row: Mapping[str, Any], folder: Path, number: int) -> Path:
     Raises:
         UserError: the row has no such column.
     """
-    if not isinstance(row.get("db"), str):
-        raise UserError(
-            f"row {number} of the data has no column `db` (found: {', '.join(sorted(row))}): running SQL needs the "
-            "SQLite file that the question is about"
-        )
-    written = Path(row["db"])
-    beside = folder / written.name
-    return beside if beside.is_file() and not (folder / written).is_file() else folder / written
+    return Databases(folder).of(row, number)
 
 
 def reference_sql(row: Mapping[str, Any], number: int) -> str:
