@@ -1,4 +1,4 @@
-"""SwiGLU in one operation that keeps its two inputs alone for the backward pass."""
+"""SwiGLU in one operation that keeps its two inputs alone for the backward pass, where possible with what follows."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ def fuse_gates(model: Model) -> Model:
 
         silu(g) ⊙ u = g σ(g) ⊙ u
 
-    The same function up to rounding. Spelled out, silu(g) is kept for the backward pass beside g and u: one of the four
-    widest tensors of a layer.
+    The same function up to rounding. Spelled out, silu(g) is kept for the backward pass beside g and u, and so is the
+    result where the next layer trains: two of the four widest tensors of a layer. A next layer that ``takes_gate``
+    makes the result again.
 
     Args:
         model: whose layers are taken where their forward is this function, by its very text, and their activation SiLU.
@@ -48,8 +49,26 @@ class _Fused:
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
-        out: Tensor = self.down_proj(_SwiGLU.apply(self.gate_proj(x), self.up_proj(x)))  # type: ignore[no-untyped-call]
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        out: Tensor
+        if getattr(self.down_proj, "takes_gate", False):
+            out = self.down_proj(gate, up=up)
+        else:
+            out = self.down_proj(swiglu(gate, up))
         return out
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) ⊙ up, both of one shape, with gradients."""
+    return _SwiGLU.apply(gate, up)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def gate_gradients(grad: Tensor, gate: Tensor, up: Tensor, activated: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of gate and up; ``activated`` is silu(gate), and is overwritten."""
+    grad_up = activated.mul_(grad)
+    grad_gate = grad * up
+    torch.ops.aten.silu_backward.grad_input(grad_gate, gate, grad_input=grad_gate)
+    return grad_gate, grad_up
 
 
 @cache
@@ -75,7 +94,4 @@ class _SwiGLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
-        grad_up = F.silu(gate).mul_(grad)
-        grad_gate = grad * up
-        torch.ops.aten.silu_backward.grad_input(grad_gate, gate, grad_input=grad_gate)
-        return grad_gate, grad_up
+        return gate_gradients(grad, gate, up, F.silu(gate))
