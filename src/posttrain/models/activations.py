@@ -1,4 +1,4 @@
-"""Activations by one fused operation instead of the eight that transformers spells them out with."""
+"""Activations by one fused operation instead of the eight that transformers spells them out with; norms likewise."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import nn
 from transformers.activations import FastGELUActivation, NewGELUActivation
 
 from posttrain.models.gated import fuse_gates
+from posttrain.models.norms import fuse_norms
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -15,7 +16,7 @@ _SPELLED_OUT = (NewGELUActivation, FastGELUActivation)
 
 
 def fuse_activations(model: Model) -> Model:
-    """Compute the tanh form of GELU in one pass, in place of ``gelu_new`` and ``gelu_fast``, and SwiGLU likewise.
+    """Compute the tanh form of GELU in one pass, in place of ``gelu_new`` and ``gelu_fast``; SwiGLU and norms too.
 
         ½ x (1 + tanh(√(2/π) (x + 0.044715 x³)))
 
@@ -32,4 +33,4 @@ def fuse_activations(model: Model) -> Model:
         for name, child in module.named_children():
             if isinstance(child, _SPELLED_OUT):
                 setattr(module, name, nn.GELU(approximate="tanh"))
-    return fuse_gates(model)
+    return fuse_norms(fuse_gates(model))
