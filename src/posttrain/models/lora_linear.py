@@ -122,7 +122,7 @@ class _Sum(torch.autograd.Function):
             inner = products.product(wide.T, grad.T).mul_(scale) if wants_x or wants_down else None  # [r, N]
             if grad_x is not None and inner is not None:
                 grad_x.addmm_(inner.T, down)
-            grads.append(products.product(inner, rows) if wants_down and inner is not None else None)
+            grads.append(None if not wants_down or inner is None or rows is None else products.product(inner, rows))
             grads.append(products.product(narrow[number], grad).T if wants_up else None)
         grad_x, grad_up = None if grad_x is None else grad_x.view(ctx.shape), None
         if grad_x is not None and activated is not None:
