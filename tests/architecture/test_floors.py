@@ -22,6 +22,7 @@ ALLOWED = {
     "torch.utils.tensorboard": ("train/",),
     "tqdm": ("train/", "models/"),
     "yaml": ("config/", "train/", "pipeline/", "cli/", "data/"),
+    "sqlglot": ("data/text2sql/", "rewards/sql/"),
     "sqlite3": ("data/text2sql/", "evaluate/", "rewards/"),
     "psycopg": ("rewards/sql/postgres.py",),
     "sqlalchemy": ("rewards/sql/places.py",),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from posttrain.cli.arguments import add_configured
 from posttrain.cli.output import print_block, print_table, say
@@ -12,6 +14,31 @@ from posttrain.cli.progress import ProgressLine
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command."""
     add_configured(commands, "eval", execute, help="Measure loss, rewards, answers, win rates, SQL ... with intervals.")
+
+
+def breakdowns(results: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
+    """What task sql adds: accuracy of each group, wrong answers by class, differences of neighbouring variants."""
+    variants = results.get("variants", {})
+    names = list(dict.fromkeys(name for metrics in variants.values() for name in metrics.get("groups", {})))
+    for group in names:
+        table = {}
+        for variant, metrics in variants.items():
+            parts = metrics["groups"].get(group, {})
+            table[variant] = {f"{part} ({score['num_questions']})": score for part, score in parts.items()}
+        yield (
+            f"execution accuracy by {group}",
+            {
+                variant: {part: [score["execution_accuracy"], *score["interval"]] for part, score in parts.items()}
+                for variant, parts in table.items()
+            },
+        )
+    classes = {variant: metrics.get("error_classes", {}) for variant, metrics in variants.items()}
+    if any(classes.values()):
+        known = dict.fromkeys(name for counts in classes.values() for name in counts)
+        yield "wrong answers", {v: {name: counts.get(name, 0) for name in known} for v, counts in classes.items()}
+    for item in results.get("differences", []):
+        shown = {key: value for key, value in item.items() if key not in ("of", "minus", "metric")}
+        yield f"{item['metric']}: {item['of']} - {item['minus']}", {"": shown}
 
 
 def execute(args: argparse.Namespace) -> int:
@@ -27,5 +54,8 @@ def execute(args: argparse.Namespace) -> int:
         results = evaluate(config, notify=say, progress=progress)
     variants = results.get("variants", {})
     print_table(variants)
+    for title, table in breakdowns(results):
+        print(f"***** {title} *****")
+        print_table(table)
     print_block("eval metrics", {key: value for key, value in results.items() if not isinstance(value, dict | list)})
     return 0

@@ -86,6 +86,15 @@ class EvalConfig:
     )
     sql_time_limit: float = option(2.0, help="Seconds a query may run before it counts as failed.", above=0)
     sql_row_limit: int = option(10000, help="Rows a query may return before it counts as failed.", minimum=1)
+    sql_dialect: Literal["sqlite", "oracle", "postgres", "mysql"] | None = option(
+        None,
+        help="In which SQL answers and references are written, translated to that of the database; null runs them as "
+        "they stand.",
+    )
+    sql_column_order: Literal["position", "any"] = option(
+        "position",
+        help="Columns of results are compared by position, as BIRD does, or in any order, as Spider's test suites do.",
+    )
     confidence: float = option(0.95, help="Level of the confidence intervals.", above=0, below=1)
     predictions: tuple[str, ...] = option(
         (),

@@ -4,34 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from posttrain.evaluate import likelihood, match, preference, text_scores, win_rate
+from posttrain.evaluate import likelihood, match, preference, sql_task, text_scores, win_rate
 from posttrain.evaluate.bootstrap import Measure, Record, ratio
 from posttrain.evaluate.frontier import MEASURES as FRONTIER
 from posttrain.evaluate.text_tasks import ABOUT_ANSWERS
 
-
-def _of_judged(key: str) -> Callable[[Record], Sequence[float]]:
-    """A mean over questions whose reference runs, as an evaluation of SQL counts."""
-    return lambda record: (0.0, 0.0) if record.get("error_class") == "gold_fails" else (float(record[key]), 1.0)
-
-
-SQL = (
-    *(
-        Measure(name=name, title=title, columns=_of_judged(key), value=ratio, is_share=True, unit="share")
-        for name, title, key in (
-            ("execution_accuracy", "execution accuracy", "correct"),
-            ("valid_rate", "valid SQL", "valid"),
-            ("exact_match", "exact match", "exact"),
-        )
-    ),
-    *ABOUT_ANSWERS,
-)
 _COMPARED: Mapping[str, tuple[Measure, ...]] = {
     # perplexity is loss on another scale: one test is enough
     "loss": tuple(measure for measure in likelihood.MEASURES if measure.name != "perplexity"),
     "perplexity": tuple(measure for measure in likelihood.MEASURES if measure.name != "loss"),
     "reward": preference.MEASURES,
-    "sql": SQL,
+    "sql": sql_task.MEASURES,
     "generation": (*text_scores.MEASURES, *ABOUT_ANSWERS),
     "match": (*match.MEASURES, *ABOUT_ANSWERS),
     "win_rate": win_rate.MEASURES,

@@ -12,6 +12,7 @@ from posttrain.data.files import rows_of_file
 from posttrain.data.formats import ROLE_NAMES, Example, Message, Messages, PromptExample
 from posttrain.errors import UserError
 from posttrain.evaluate.items import id_of_prompt, ids_of_examples, numbered
+from posttrain.evaluate.sql_files import rows_of_sql_file
 
 TEXT_COLUMNS = ("predict", "completion", "prediction", "response", "generated_text", "text")
 """Where a row is looked for what was predicted, in this order."""
@@ -122,7 +123,7 @@ def reference_of(columns: Mapping[str, Any], column: str | None) -> str | None:
 def _read(config: RunConfig, name: str, path: Path) -> list[Prediction]:
     if not path.is_file():
         raise UserError(f"predictions: {name}: there is no file {path}")
-    table = list(rows_of_file(path))
+    table = rows_of_sql_file(path) if config.evaluate.task == "sql" else list(rows_of_file(path))
     if not table:
         raise UserError(f"predictions: {name}: {path} holds no rows; was the run that writes it interrupted?")
     table = _of_one_variant(name, path, table)

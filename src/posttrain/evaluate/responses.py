@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,18 +68,25 @@ class Responses:
         }
 
 
-def read_responses(bench: Bench) -> Responses:
+Check = Callable[[Sequence[Mapping[str, Any]]], None]
+
+
+def read_responses(bench: Bench, check: Check = lambda extras: None) -> Responses:
     """Answers of the models, or those in the files of ``predictions``.
+
+    Args:
+        bench: models and rows, or files. check: given the columns of all rows before a model is asked.
 
     Raises:
         UserError: rows, files or folders cannot be used.
     """
-    return _from_files(bench) if bench.config.evaluate.predictions else _from_models(bench)
+    return _from_files(bench, check) if bench.config.evaluate.predictions else _from_models(bench, check)
 
 
-def _from_models(bench: Bench) -> Responses:
+def _from_models(bench: Bench, check: Check) -> Responses:
     items = bench.items("ppo")
     assert items.template is not None
+    check([row.extras for row in items.rows])
     params = sampling_params(bench.config, items.template)
     completed = complete(bench.wardrobe, items.rows, params, num_slots=bench.batch_size, progress=bench.progress)
     column = bench.config.evaluate.reference_column
@@ -103,7 +110,7 @@ def _known(found: Completed) -> tuple[dict[str, Any], ...]:
     return tuple(dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
 
 
-def _from_files(bench: Bench) -> Responses:
+def _from_files(bench: Bench, check: Check) -> Responses:
     data = bench.config.data
     examples = None
     if data.eval_dataset or data.dataset:
@@ -112,6 +119,7 @@ def _from_files(bench: Bench) -> Responses:
         report.kept = len(examples)
         bench.notify(report.sentence())
     found = read_predictions(bench.config, examples)
+    check(found.extras)
     for name, rows in found.said.items():
         bench.notify(f"{name}: {len(rows)} predictions of {rows[0].where.rpartition(',')[0]}")
     return Responses(

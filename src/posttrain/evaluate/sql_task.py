@@ -3,134 +3,186 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
-from statistics import fmean
 from typing import Any
 
 from posttrain.config import RunConfig
 from posttrain.config.addresses import without_password
-from posttrain.data.encode import EncodedPrompt
-from posttrain.evaluate.completions import Completed
-from posttrain.evaluate.intervals import bootstrap_interval, paired_difference_interval, wilson_interval
-from posttrain.evaluate.sql import SqlReport, score_sql
+from posttrain.data.text2sql.hardness import hardness
+from posttrain.evaluate.bench import Bench, Found, as_records
+from posttrain.evaluate.bootstrap import Measure, Record, ratio
+from posttrain.evaluate.paired import paired_counts
+from posttrain.evaluate.responses import read_responses
+from posttrain.evaluate.sql import GOLD_FAILS, Outcome, Reference, SqlReport, references, score_sql
+from posttrain.evaluate.text_tasks import ABOUT_ANSWERS
 from posttrain.rewards.sql.columns import Databases, reference_sql
+from posttrain.rewards.sql.dialects import has_sqlglot, target_of
+from posttrain.rewards.sql.rules import SqlRules
 
 Progress = Callable[[str, int, int], None]
 
 GROUPS = ("language", "kind", "hardness")
 """Columns of a row by which the scores are broken down."""
 
+_MAX_NAMED = 5
 
-def score(
-    config: RunConfig, prompts: Sequence[EncodedPrompt], completed: Mapping[str, Completed], progress: Progress
-) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
-    """Run every completion on its row's database.
 
-    Args:
-        config: limits, the folder of the databases, the level of the intervals.
-        prompts: rows with the columns ``db`` and ``output`` (or ``gold``) among their extras.
-        completed: variant -> its answers.
-        progress: told of every query: what, done, in all.
+def _of_judged(key: str) -> Callable[[Record], Sequence[float]]:
+    """A mean over questions whose reference runs."""
+    return lambda record: (0.0, 0.0) if record.get("error_class") == GOLD_FAILS else (float(record[key]), 1.0)
 
-    Returns:
-        Variant -> metrics; differences of neighbouring variants; one record per variant and row.
 
-    Raises:
-        UserError: a column or a database is missing.
+MEASURES = (
+    *(
+        Measure(name=name, title=title, columns=_of_judged(key), value=ratio, is_share=True, unit="share")
+        for name, title, key in (
+            ("execution_accuracy", "execution accuracy", "correct"),
+            ("valid_rate", "valid SQL", "valid"),
+            ("exact_match", "exact match", "exact"),
+        )
+    ),
+    *ABOUT_ANSWERS,
+)
+_COMPARED = tuple(measure for measure in MEASURES if measure.name in ("execution_accuracy", "reward"))
+
+
+def sql(bench: Bench) -> Found:
+    """How often the SQL that models write, or wrote into files, gives the rows of the reference."""
+    prepared: list[SqlQuestions] = []
+
+    def check(rows: Sequence[Mapping[str, Any]]) -> None:
+        prepared.append(SqlQuestions.prepared(bench.config, rows, bench.progress))
+        for sentence in prepared[-1].notes():
+            bench.notify(sentence)
+
+    responses = read_responses(bench, check)
+    questions, found, metrics = prepared[-1], {}, {}
+    for name, texts in responses.texts.items():
+        report = questions.report(texts, partial(bench.progress, f"run the SQL of {name}"))
+        found[name] = [
+            responses.record(name, place) | questions.record(place, outcome)
+            for place, outcome in enumerate(report.outcomes)
+        ]
+        metrics[name] = {
+            "num_questions": report.num_questions,
+            "num_excluded": report.num_excluded,
+            **bench.figures(MEASURES, found[name]),
+            "error_classes": report.error_classes,
+            "groups": {key: {v: asdict(part) for v, part in parts.items()} for key, parts in report.groups.items()},
+        }
+    return Found(
+        variants=metrics,
+        num_rows=len(responses),
+        records=as_records(responses.ids, found),
+        differences=_with_counts(bench.differences(_COMPARED, found), found),
+        decoding=responses.decoding,
+        settings={"sql_column_order": questions.rules.column_order},
+        more={"excluded": questions.excluded} if questions.excluded else {},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SqlQuestions:
+    """Questions that can be judged: their rows, and what their gold statements give.
+
+    Attributes:
+        rows: columns of the data. references: gold statements, run.
+        groups: column -> one value for each question. rules: how statements are run and compared.
     """
-    databases = Databases.configured(config)
-    golds = [reference_sql(prompt.extras, number) for number, prompt in enumerate(prompts, start=1)]
-    dbs = [databases.of(prompt.extras, number) for number, prompt in enumerate(prompts, start=1)]
-    groups = {
-        name: [str(prompt.extras[name]) for prompt in prompts]
-        for name in GROUPS
-        if all(name in prompt.extras for prompt in prompts)
-    }
-    metrics, records, reports = {}, [], {}
-    for name, answers in completed.items():
-        report = score_sql(
-            answers.texts,
-            golds,
-            dbs,
-            groups=groups,
-            time_limit_s=config.evaluate.sql_time_limit,
-            row_limit=config.evaluate.sql_row_limit,
-            progress=partial(progress, f"run the SQL of {name}"),
+
+    rows: tuple[Mapping[str, Any], ...]
+    references: tuple[Reference, ...]
+    groups: Mapping[str, Sequence[str]]
+    rules: SqlRules
+
+    @classmethod
+    def prepared(cls, config: RunConfig, rows: Sequence[Mapping[str, Any]], progress: Progress) -> SqlQuestions:
+        """Run the gold statements, before anything is asked of a model.
+
+        Args:
+            config: limits, dialect, the folder of the databases.
+            rows: with the columns ``db`` and ``output`` (or ``gold``).
+            progress: told of every query: what, done, in all.
+
+        Raises:
+            UserError: a column or a database is missing, or no gold statement runs.
+        """
+        rules = SqlRules.configured(config)
+        databases = Databases.configured(config)
+        column = config.evaluate.reference_column
+        golds = [reference_sql(row, number, column) for number, row in enumerate(rows, start=1)]
+        dbs = [databases.of(row, number) for number, row in enumerate(rows, start=1)]
+        found = references(golds, dbs, rules, partial(progress, "run the gold SQL"))
+        groups = {name: [str(row[name]) for row in rows] for name in GROUPS if all(name in row for row in rows)}
+        if "hardness" not in groups and has_sqlglot():
+            dialects = [rules.dialect or target_of(db) for db in dbs]
+            groups["hardness"] = [hardness(gold, dialect) for gold, dialect in zip(golds, dialects, strict=True)]
+        return cls(rows=tuple(rows), references=tuple(found), groups=groups, rules=rules)
+
+    @property
+    def excluded(self) -> list[dict[str, Any]]:
+        """One entry for each question whose gold statement does not run."""
+        return [
+            {"row": number, "db": str(reference.db), "error": reference.result.error, "gold": reference.sql}
+            for number, reference in enumerate(self.references, start=1)
+            if not reference.runs
+        ]
+
+    def notes(self) -> list[str]:
+        """Sentences about gold statements that judge nothing or little."""
+        said, excluded, of = [], self.excluded, len(self.references)
+        if excluded:
+            named = "; ".join(f"row {item['row']}: {item['error']}" for item in excluded[:_MAX_NAMED])
+            more = f"; and {len(excluded) - _MAX_NAMED} more" if len(excluded) > _MAX_NAMED else ""
+            said.append(
+                f"{len(excluded)} of {of} gold statements do not run; their questions are left out and listed in the "
+                f"results under `excluded` ({named}{more})"
+            )
+        empty = sum(reference.result.rows == () for reference in self.references)
+        if empty:
+            said.append(f"{empty} of {of} gold statements find no row: whatever finds none counts as right there")
+        return said
+
+    def report(self, texts: Sequence[str], progress: Callable[[int, int], None]) -> SqlReport:
+        """Run one answer to each question."""
+        return score_sql(
+            texts,
+            [reference.sql for reference in self.references],
+            [reference.db for reference in self.references],
+            groups=self.groups,
+            rules=self.rules,
+            known=self.references,
+            progress=progress,
         )
-        reports[name] = report
-        metrics[name] = _metrics(config, report, answers)
-        records += _records(name, prompts, report, answers)
-    return metrics, _differences(config, reports, completed), records
+
+    def record(self, place: int, outcome: Outcome) -> dict[str, Any]:
+        """What a line of the predictions says of one outcome."""
+        row = self.rows[place]
+        return {
+            **({"db": without_password(str(row["db"]))} if "db" in row else {}),
+            **{key: values[place] for key, values in self.groups.items()},
+            **asdict(outcome),
+        }
 
 
-def _metrics(config: RunConfig, report: SqlReport, answers: Completed) -> dict[str, Any]:
-    level, seed, count = config.evaluate.confidence, config.train.seed, report.num_questions
-    correct = sum(outcome.correct for outcome in report.outcomes)
-    valid = sum(outcome.valid for outcome in report.outcomes)
-    found: dict[str, Any] = {
-        "num_questions": count,
-        "execution_accuracy": report.execution_accuracy,
-        "execution_accuracy_interval": wilson_interval(correct, count, level=level),
-        "valid_rate": report.valid_rate,
-        "valid_rate_interval": wilson_interval(valid, count, level=level),
-        "exact_match": report.exact_match,
-        "response_length": fmean(answers.lengths),
-        "ended_share": fmean(answers.ended),
-    }
-    for name, values in (("reward", answers.rewards), ("kl", answers.kls)):
-        if values is not None:
-            found[name] = fmean(values)
-            found[f"{name}_interval"] = bootstrap_interval(values, seed=seed, level=level)
-    details = report.to_dict()
-    return found | {"error_classes": details["error_classes"], "groups": details["groups"]}
-
-
-def _differences(
-    config: RunConfig, reports: Mapping[str, SqlReport], completed: Mapping[str, Completed]
+def _with_counts(
+    differences: Sequence[Mapping[str, Any]], found: Mapping[str, Sequence[Record]]
 ) -> list[dict[str, Any]]:
-    """Each variant against the one before it, question by question."""
-    found = []
-    for before, after in pairwise(reports):
-        correct = [[float(outcome.correct) for outcome in reports[name].outcomes] for name in (after, before)]
-        found.append(_difference(config, after, before, "execution_accuracy", *correct))
-        new, old = completed[after].rewards, completed[before].rewards
-        if new is not None and old is not None:
-            found.append(_difference(config, after, before, "reward", new, old))
-    return found
-
-
-def _difference(
-    config: RunConfig, of: str, minus: str, metric: str, a: Sequence[float], b: Sequence[float]
-) -> dict[str, Any]:
-    interval = paired_difference_interval(a, b, seed=config.train.seed, level=config.evaluate.confidence)
-    return {"metric": metric, "of": of, "minus": minus, "difference": fmean(a) - fmean(b), "interval": interval}
-
-
-def _records(
-    name: str, prompts: Sequence[EncodedPrompt], report: SqlReport, answers: Completed
-) -> list[dict[str, Any]]:
-    rows = []
-    for i, (prompt, outcome) in enumerate(zip(prompts, report.outcomes, strict=True)):
-        rows.append(
-            {
-                "index": i,
-                "variant": name,
-                "prompt": prompt.messages[-1].content,
-                **{key: prompt.extras[key] for key in GROUPS if key in prompt.extras},
-                **({"db": without_password(str(prompt.extras["db"]))} if "db" in prompt.extras else {}),
-                "gold": outcome.gold,
-                "completion": answers.texts[i],
-                "predicted": outcome.predicted,
-                "correct": outcome.correct,
-                "valid": outcome.valid,
-                "exact": outcome.exact,
-                "error_class": outcome.error_class,
-                "error": outcome.error,
-                "response_length": answers.lengths[i],
-                "ended": answers.ended[i],
-                "reward": answers.rewards[i] if answers.rewards else None,
-                "kl": answers.kls[i] if answers.kls else None,
-            }
-        )
-    return rows
+    """The differences, those in accuracy with how many questions one, the other or both answer right."""
+    counts = {}
+    for minus, of in pairwise(found):
+        right = [[bool(r["correct"]) for r in found[name] if r["error_class"] != GOLD_FAILS] for name in (of, minus)]
+        counts[of, minus] = paired_counts(*right)
+    told = []
+    for item in differences:
+        pair = counts[item["of"], item["minus"]]
+        more: dict[str, Any] = {
+            "both_right": pair.both,
+            "only_of_right": pair.only_first,
+            "only_minus_right": pair.only_second,
+        }
+        more |= {"both_wrong": pair.neither, "mcnemar_p": pair.p_value}
+        told.append({**item, **(more if item["metric"] == "execution_accuracy" else {})})
+    return told

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from statistics import fmean
 
-from posttrain.evaluate import likelihood, preference, sql_task
+from posttrain.evaluate import likelihood, preference
 from posttrain.evaluate.bench import Bench, Found, as_records
-from posttrain.evaluate.completions import complete, decoding_of, sampling_params
 from posttrain.evaluate.frontier import frontier
 from posttrain.evaluate.lm_harness import lm_eval
+from posttrain.evaluate.sql_task import sql
 from posttrain.evaluate.text_tasks import generation, matching
 from posttrain.evaluate.win_rate import win_rate
 
@@ -43,22 +43,6 @@ def reward(bench: Bench) -> Found:
         num_rows=len(items.rows),
         records=as_records(items.ids, found),
         differences=bench.differences(preference.MEASURES, found),
-    )
-
-
-def sql(bench: Bench) -> Found:
-    """How often the SQL that models write gives the rows of the reference."""
-    items = bench.items("ppo")
-    assert items.template is not None
-    params = sampling_params(bench.config, items.template)
-    completed = complete(bench.wardrobe, items.rows, params, num_slots=bench.batch_size, progress=bench.progress)
-    metrics, differences, records = sql_task.score(bench.config, items.rows, completed, bench.progress)
-    return Found(
-        variants=metrics,
-        num_rows=len(items.rows),
-        records=[{"id": items.ids[record["index"]], **record} for record in records],
-        differences=differences,
-        decoding=decoding_of(params),
     )
 
 

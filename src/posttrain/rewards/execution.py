@@ -13,8 +13,8 @@ from posttrain.config import RunConfig
 from posttrain.errors import RewardError, UserError
 from posttrain.rewards.sql.cache import CachedExecutions
 from posttrain.rewards.sql.columns import Databases, reference_sql
-from posttrain.rewards.sql.compare import extract_sql, is_ordered, same_result
 from posttrain.rewards.sql.places import Place
+from posttrain.rewards.sql.rules import SqlRules
 from posttrain.rewards.sql.sandbox import check_place
 from posttrain.types import RolloutBatch
 
@@ -31,22 +31,21 @@ class SqlExecutionReward:
 
     is_apart = True
 
-    def __init__(self, databases: Databases | Path, *, time_limit_s: float = 2.0, row_limit: int = 10_000) -> None:
-        """Take the limits.
+    def __init__(self, databases: Databases | Path, rules: SqlRules | None = None) -> None:
+        """Take the rules.
 
         Args:
-            databases: where they are; a folder for SQLite files in it. time_limit_s, row_limit: of one statement.
+            databases: where they are; a folder for SQLite files in it. rules: limits, dialect, order of columns.
         """
+        self._rules = rules or SqlRules()
         self._databases = databases if isinstance(databases, Databases) else Databases(databases)
-        self._executions = CachedExecutions(time_limit_s=time_limit_s, row_limit=row_limit)
+        self._executions = CachedExecutions(time_limit_s=self._rules.time_limit_s, row_limit=self._rules.row_limit)
         self._has_scored = False
 
     @classmethod
     def configured(cls, config: RunConfig) -> SqlExecutionReward:
-        """With the databases and the limits that the configuration names."""
-        limits = config.evaluate
-        databases = Databases.configured(config)
-        return cls(databases, time_limit_s=limits.sql_time_limit, row_limit=limits.sql_row_limit)
+        """With the databases and the rules that the configuration names."""
+        return cls(Databases.configured(config), SqlRules.configured(config))
 
     def check(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Refuse rows that could not be judged, before time is spent on answers to them.
@@ -104,17 +103,13 @@ class SqlExecutionReward:
     ) -> list[float]:
         numbered = list(zip(rows, numbers, strict=True))
         places = [self._databases.of(row, number) for row, number in numbered]
-        references = [extract_sql(reference_sql(row, number)) for row, number in numbered]
-        expected = self._executions(list(zip(places, references, strict=True)))
+        references = [reference_sql(row, number) for row, number in numbered]
+        expected = self._executions([self._rules.statement(*each) for each in zip(places, references, strict=True)])
         for db, reference, wanted in zip(places, references, expected, strict=True):
             if wanted.error is not None:  # what cannot be judged must not pass for wrong
                 raise UserError(f"the reference SQL does not run on {db}: {wanted.error}: {reference}")
-        found = self._executions(list(zip(places, map(extract_sql, completions), strict=True)))
+        found = self._executions([self._rules.statement(*each) for each in zip(places, completions, strict=True)])
         return [
-            FAILS
-            if result.error is not None
-            else RIGHT
-            if same_result(wanted, result, ordered=is_ordered(reference))
-            else RUNS
+            FAILS if result.error is not None else RIGHT if self._rules.is_right(reference, wanted, result) else RUNS
             for reference, wanted, result in zip(references, expected, found, strict=True)
         ]

@@ -78,16 +78,17 @@ def database(row: Mapping[str, Any], folder: Path, number: int) -> Place:
     return Databases(folder).of(row, number)
 
 
-def reference_sql(row: Mapping[str, Any], number: int) -> str:
-    """The SQL that the row gives as its answer.
+def reference_sql(row: Mapping[str, Any], number: int, column: str | None = None) -> str:
+    """The SQL that the row gives as its answer: in ``column``, else in the first of ``REFERENCE_COLUMNS`` it has.
 
     Raises:
-        UserError: none of the known columns holds it.
+        UserError: no such column holds it.
     """
-    for name in REFERENCE_COLUMNS:
+    names = (column,) if column else REFERENCE_COLUMNS
+    for name in names:
         if isinstance(row.get(name), str):
             return str(row[name])
     raise UserError(
-        f"row {number} of the data has no reference SQL (looked for the columns {', '.join(REFERENCE_COLUMNS)}; "
+        f"row {number} of the data has no reference SQL (looked for the columns {', '.join(names)}; "
         f"found: {', '.join(sorted(row))})"
     )
