@@ -41,6 +41,10 @@ ALLOWED = {
     "rouge_score": ("evaluate/text_scores.py",),
     "jieba": ("evaluate/text_scores.py",),
     "lm_eval": ("evaluate/lm_harness.py",),
+    "fastapi": ("serve/server/",),
+    "starlette": ("serve/server/",),
+    "uvicorn": ("serve/server/",),
+    "pydantic": ("serve/server/",),
 }
 # Names for annotations, free in every room that is handed such an object.
 TYPES = ("transformers.PreTrainedModel", "transformers.PreTrainedTokenizerBase")

@@ -38,12 +38,13 @@ AFTER = {
     "eval_match": ("sft",),
     "eval_win_rate": ("sft", "rm", "ppo"),
     "eval_frontier": ("sft", "rm", "ppo"),
+    "serve": ("sft", "rm", "ppo"),
 }
 """Recipe -> the recipes whose results it starts from, as its comment says."""
 
 EVALUATIONS = tuple(name for name in AFTER if name.startswith("eval_"))
 COMMANDS = {
-    **{"label": ("label",), "export": ("export",), "predict": ("generate", "chat")},
+    **{"label": ("label",), "export": ("export",), "predict": ("generate", "chat"), "serve": ("serve",)},
     **dict.fromkeys(EVALUATIONS, ("eval",)),
 }
 ADAPTERS = (
@@ -194,3 +195,11 @@ def test_an_evaluation_has_figures_and_a_record_for_every_item(run, name, varian
     assert all(figures <= set(metrics) for metrics in results["variants"].values())
     records = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(records) == results["eval_num_rows"] * len(variants)
+
+
+def test_the_models_that_are_served(run, recipes, tiny_llama):
+    from posttrain.serve.server.models import load_served
+
+    run("ppo")
+    config = load_config(recipes / "serve.yaml", [f"model_name_or_path={tiny_llama}"], command="serve")
+    assert load_served(config, notify=lambda _: None, environment={}).names == ("base", "sft", "ppo", "rm")

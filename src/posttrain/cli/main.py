@@ -24,6 +24,7 @@ from posttrain.cli import (
     model,
     reward_parity,
     run,
+    serve,
     train,
 )
 from posttrain.cli.arguments import OverridingParser
@@ -32,7 +33,7 @@ from posttrain.cli.output import is_first_process, num_processes
 
 _FIRST_SPEAKS_SECONDS = 3.0
 COMMANDS = (
-    *(train, run, doctor, export, chat, generate, label, evaluate, compare),
+    *(train, run, doctor, export, chat, generate, serve, label, evaluate, compare),
     *(reward_parity, model, config, data, environment),
 )
 

@@ -10,6 +10,7 @@ from posttrain.config.pipeline import PipelineConfig, PipelineStage, PreparedDat
 from posttrain.config.reference import reference_markdown
 from posttrain.config.rewards import RewardConfig
 from posttrain.config.run import KEYS, Command, Key, RunConfig
+from posttrain.config.serve import ServeConfig
 from posttrain.config.stages import is_online
 from posttrain.config.trackers import TrackerConfig
 from posttrain.config.train import TrainConfig
@@ -37,6 +38,7 @@ __all__ = [
     "RewardModelConfig",
     "RunConfig",
     "SFTConfig",
+    "ServeConfig",
     "TrackerConfig",
     "TrainConfig",
     "is_online",

@@ -45,7 +45,7 @@ def stage_defaults(stage: str) -> dict[str, Any]:
 
 def fill(values: Mapping[str, Any], command: Command) -> dict[str, Any]:
     """The given values with stage defaults added and everything derived filled in; unset keys may stay absent."""
-    filled = dict(values)
+    filled = _concerning(values, command)
 
     def value(key: str) -> Any:
         return filled.get(key, KEYS[key].default)
@@ -88,3 +88,8 @@ def _drawing(task: str) -> dict[str, Any]:
     if task == "frontier":
         return {"do_sample": True, **{key: _SAMPLING[key] for key in ("temperature", "top_p", "top_k")}}
     return {"do_sample": False}
+
+
+def _concerning(values: Mapping[str, Any], command: Command) -> dict[str, Any]:
+    """The values without a secret that is another command's: they are copied into folders and sent to trackers."""
+    return dict(values) if command == "serve" else {key: value for key, value in values.items() if key != "api_key"}

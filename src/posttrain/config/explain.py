@@ -28,6 +28,8 @@ def command_of(path: str | Path, overrides: Sequence[str] = ()) -> Command:
         return "train"
     if data.get("preference_judge") or data.get("output_file") or data.get("do_predict"):
         return "generate"
+    if any(key.startswith("api_") for key in data):
+        return "serve"
     if "task" in data or "variants" in data:
         return "eval"
     return "train" if "output_dir" in data or ("stage" in data and "dataset" in data) else "chat"

@@ -30,6 +30,7 @@ _TITLES = {
     "predict": "Prediction",
     "judge": "Judge",
     "evaluate": "Evaluation",
+    "serve": "Server",
 }
 
 _INTRO = """\

@@ -15,11 +15,12 @@ from posttrain.config.model import DataConfig, ModelConfig
 from posttrain.config.online import OnlineConfig, PPOConfig
 from posttrain.config.options import type_hints
 from posttrain.config.rewards import RewardConfig
+from posttrain.config.serve import ServeConfig
 from posttrain.config.trackers import TrackerConfig
 from posttrain.config.train import TrainConfig
 from posttrain.config.use import EvalConfig, ExportConfig, GenerationConfig, PredictConfig
 
-Command = Literal["train", "loop", "export", "chat", "generate", "eval", "label", "data"]
+Command = Literal["train", "loop", "export", "chat", "generate", "eval", "serve", "label", "data"]
 
 GROUPS: Mapping[str, type] = {
     "model": ModelConfig,
@@ -40,6 +41,7 @@ GROUPS: Mapping[str, type] = {
     "predict": PredictConfig,
     "judge": JudgeConfig,
     "evaluate": EvalConfig,
+    "serve": ServeConfig,
 }
 
 
@@ -108,6 +110,7 @@ class RunConfig:
     predict: PredictConfig
     judge: JudgeConfig
     evaluate: EvalConfig
+    serve: ServeConfig
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
     warnings: tuple[str, ...] = field(default=(), compare=False)
 

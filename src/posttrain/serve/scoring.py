@@ -100,7 +100,14 @@ class FolderScorer:
         Raises:
             RunError: a score is no number.
         """
-        rows = [self._encoded(prompt, text) for prompt, text in answered]
+        return self.row_scores([self.chat_row((*prompt, Message("assistant", text))) for prompt, text in answered])
+
+    def row_scores(self, rows: Sequence[EncodedRow | None]) -> list[float | None]:
+        """A score for each row; None for None.
+
+        Raises:
+            RunError: a score is no number.
+        """
         usable = [row for row in rows if row is not None]
         found = iter(self._scored(usable) if usable else [])
         return [None if row is None else next(found) for row in rows]
@@ -124,12 +131,21 @@ class FolderScorer:
             raise RunError("judge: the reward model gave a score that is no number; its weights may be damaged")
         return scores
 
-    def _encoded(self, prompt: Messages, text: str) -> EncodedRow | None:
-        chat = ChatExample(messages=(*prompt, Message("assistant", text)))
+    def chat_row(self, messages: Messages) -> EncodedRow | None:
+        """A chat that ends with an answer, cut to ``cutoff_len`` as training cuts; None where nothing can be cut.
+
+        Raises:
+            UserError: the template refuses the chat.
+        """
         try:
-            return encode_chat(chat, self.template, self._cutoff_len)[0]
+            return encode_chat(ChatExample(messages=messages), self.template, self._cutoff_len)[0]
         except UnusableRowError:
             return None
+
+    def text_row(self, text: str) -> EncodedRow:
+        """A text as it is, with the special tokens that stand in it; too long a one loses its beginning."""
+        ids = self.template.tokens(text)[-self._cutoff_len :]
+        return EncodedRow(ids, [False] * (len(ids) - 1) + [True])
 
 
 def reward_identity(folder: str) -> dict[str, str]:
