@@ -7,7 +7,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from posttrain.errors import UserError
-from posttrain.evaluate.wardrobe import load_wearing, variant_folders
+from posttrain.evaluate.wardrobe import load_wearing
+from posttrain.models.variants import variant_folders
 
 ROWS = [[5, 9, 40, 41, 42, 60], [5, 9, 40, 77, 12], [3, 8, 8]]
 

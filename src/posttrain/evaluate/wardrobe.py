@@ -13,24 +13,20 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from posttrain.config import RunConfig, is_online
+from posttrain.config import RunConfig
 from posttrain.engine.microbatches import DEFAULT_MAX_TOKENS, microbatches
-from posttrain.errors import UserError
-from posttrain.models.adapters import add_adapter, check_stack, fold, lora_layers, merged, wear
+from posttrain.models.adapters import lora_layers, merged
 from posttrain.models.backbone import model_folder
-from posttrain.models.chains import Link, chain, check_links, common_prefix
+from posttrain.models.chains import Link, chain, check_links
 from posttrain.models.forward import answer, is_packed, prepare_trunk
 from posttrain.models.heads import ScalarHead, find_head, trunk_width
 from posttrain.models.lineage import read_lineage
 from posttrain.models.load import load_tokenizer
 from posttrain.models.merging import dress
-from posttrain.models.quantize import is_quantized
 from posttrain.models.reward_folder import RewardFolder
 from posttrain.models.trunks import Common, RewardTrunk, common_backbone, reward_folder, reward_trunk
+from posttrain.models.variants import is_policy, put_on_all, variant_folders
 from posttrain.types import Batch, Outputs
-
-ONLY = "model"
-"""The name of the one variant of a configuration that lists none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +154,7 @@ def load_wearing(config: RunConfig) -> Wardrobe:
     backbone = common.backbone
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # peft's, that there will be several adapters
-        put_on = _put_on(backbone, [*chains.values(), *([reward.links] if reward and beside is None else [])])
+        put_on = put_on_all(backbone, [*chains.values(), *([reward.links] if reward and beside is None else [])])
         scorer = _reward_outfit(reward, beside, put_on, backbone) if reward else None
     prepare_trunk(backbone)
     backbone.eval()
@@ -174,25 +170,6 @@ def load_wearing(config: RunConfig) -> Wardrobe:
         max_tokens=config.train.max_tokens_per_microbatch or DEFAULT_MAX_TOKENS,
         notes=list(dict.fromkeys(notes)),
     )
-
-
-def variant_folders(config: RunConfig) -> dict[str, tuple[str, ...]]:
-    """Variant name -> the adapter folders it names, as ``variants`` and ``adapter_name_or_path`` say.
-
-    Raises:
-        UserError: an entry of ``variants`` is malformed, or two have one name.
-    """
-    if not config.evaluate.variants:
-        return {ONLY: config.model.adapter_name_or_path}
-    found: dict[str, tuple[str, ...]] = {}
-    for entry in config.evaluate.variants:
-        name, separator, folders = (part.strip() for part in entry.partition("="))
-        paths = tuple(part.strip() for part in folders.split("+") if part.strip())
-        if not name or (separator and not paths) or name in found:
-            wrong = "is there twice" if name in found else "is not name=folder"
-            raise UserError(f"variants: `{entry}` {wrong}; write, for example, variants: base, sft=runs/sft")
-        found[name] = (*config.model.adapter_name_or_path, *paths)
-    return found
 
 
 def _variant_chains(
@@ -233,43 +210,15 @@ def _reward_outfit(
     return Outfit(wears=(), head=head, links=reward.links, trunk=trunk.eval())
 
 
-def _put_on(backbone: PreTrainedModel, chains: Sequence[tuple[Link, ...]]) -> dict[str, str]:
-    """Add every adapter once: fingerprint -> its name in the model; "" for those folded into the weights."""
-    # a reference stays without the adapter above it, even where every variant wears that
-    shared = common_prefix([*chains, *(links[:-1] for links in chains if _is_online(links))])
-    shared = 0 if is_quantized(backbone) else shared
-    for number, link in enumerate(chains[0][:shared]):
-        add_adapter(backbone, f"folded{number}", link.files.config, link.files.state)
-    if shared:
-        fold(backbone, [f"folded{number}" for number in range(shared)])
-    names = {link.fingerprint: "" for link in chains[0][:shared]}
-    for link in (link for links in chains for link in links):
-        if link.fingerprint not in names:
-            names[link.fingerprint] = f"adapter{len(names)}"
-            add_adapter(backbone, names[link.fingerprint], link.files.config, link.files.state)
-    if names:
-        wear(backbone, ())
-    if is_quantized(backbone):
-        for links in chains:
-            check_stack(backbone, [names[link.fingerprint] for link in links])
-    backbone.requires_grad_(False)
-    return names
-
-
 def _outfit(links: tuple[Link, ...], put_on: Mapping[str, str]) -> Outfit:
     wears = tuple(name for link in links if (name := put_on[link.fingerprint]))
     return Outfit(
         wears=wears,
         # what a policy was kept close to: all that it wears but its own adapter
-        reference=wears[:-1] if _is_online(links) else None,
+        reference=wears[:-1] if is_policy(links) else None,
         head=links[-1].files.head if links else None,
         links=links,
     )
-
-
-def _is_online(links: Sequence[Link]) -> bool:
-    lineage = links[-1].files.lineage if links else None
-    return lineage is not None and is_online(lineage.stage)
 
 
 @dataclass(frozen=True, kw_only=True)
