@@ -10,7 +10,7 @@ from posttrain.errors import UserError
 from posttrain.evaluate.bootstrap import Difference, Estimate, Measure, Record, estimates, holm, paired_differences
 from posttrain.evaluate.measured import measures_of
 from posttrain.evaluate.run_folders import RunFolder
-from posttrain.evaluate.wardrobe import ONLY
+from posttrain.models.variants import ONLY
 
 NUM_RESAMPLES = 10_000
 _FEW = 30
