@@ -29,7 +29,7 @@ def test_two_evaluations_become_tables_files_and_a_picture(work, evaluated, tmp_
     assert "loss on 8 items [95 % interval]" in output.out
     assert "loss: tuned - base" in output.out
     assert "significant, tuned is better" in output.out
-    assert "corrected for the 2 comparisons of this table" in output.out
+    assert "corrected for 2 comparisons, those of this table" in output.out
     assert "8 items are few" in output.out
     assert "wrote" in output.err
     folder = tmp_path / "comparison"

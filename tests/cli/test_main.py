@@ -64,6 +64,15 @@ def test_evaluation_prints_a_table(work, capsys):
     assert any(line.split()[:1] == ["loss"] for line in output.splitlines())
 
 
+def test_variants_are_told_apart_line_by_line(work, capsys):
+    assert main(["train", work()]) == 0
+    capsys.readouterr()
+    assert main(["eval", work("eval.yaml", output_dir=None, variants=["base", "tuned=run"])]) == 0
+    assert any(
+        line.startswith("tuned - base: loss ") and ", p " in line for line in capsys.readouterr().out.splitlines()
+    )
+
+
 def test_no_command_is_answered_with_the_help(capsys):
     assert main([]) == 2
     captured = capsys.readouterr()

@@ -142,6 +142,16 @@ def test_answers_that_were_drawn_differently_are_compared_with_a_note(evaluation
     assert "answers were drawn differently: do_sample was a False, b True" in notes
 
 
+def test_many_comparisons_are_drawn_often_enough_to_be_found(evaluation):
+    rows = [{"task": f"t{i % 60}", "metrics": {"acc": 0.0}} for i in range(600)]
+    other = [{**row, "metrics": {"acc": float(row["task"] == "t0")}} for row in rows]
+    found = compare(read_folders([evaluation("r", task="lm_eval", a=rows, b=other, c=other, d=other)]))
+    assert len(found.differences) == 180
+    assert found.num_resamples == 18_000
+    best = min(each.p_holm for each in found.differences)
+    assert best < 0.05
+
+
 def test_few_items_are_said_to_be_few(evaluation):
     found = compare(read_folders([evaluation("run", a=answers(9, 2), b=answers(9, 5))]))
     assert any("9 items are few" in note for note in found.notes)

@@ -71,6 +71,12 @@ def test_items_have_the_same_names_in_every_run(eval_config, trained, tiny_data,
     assert other["items"] != one["items"]
 
 
+def test_losses_say_of_which_tokens_they_are(eval_config):
+    settings = evaluate(eval_config(stage="sft"))["settings"]
+    assert list(settings) == ["tokenizer"]
+    assert len(settings["tokenizer"]) == 12
+
+
 def test_variants_are_compared_item_by_item(eval_config, trained):
     results = evaluate(eval_config(stage="sft", variants=["base", f"sft={trained / 'sft'}"]))
     found = {item["metric"]: item for item in results["differences"]}
@@ -113,6 +119,7 @@ def test_the_scores_of_pairs_are_written(eval_config, tiny_data, trained, tmp_pa
     records = lines(tmp_path / "predictions.jsonl")
     right = sum(row["chosen_score"] > row["rejected_score"] for row in records)
     assert results["eval_accuracy"] == right / len(records)
+    assert (tmp_path / "reward.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_no_rows_is_one_clear_message(eval_config):

@@ -111,6 +111,15 @@ def test_chinese_is_seen_from_the_references(written):
     assert results["variants"]["z"]["rouge1"] == pytest.approx(100.0)
 
 
+def test_half_characters_of_other_programs_are_kept(written, tmp_path):
+    path = tmp_path / "half.jsonl"
+    path.write_text('{"prompt": "q", "predict": "a\\ud83d 好", "label": "a"}\n', encoding="utf-8")
+    keys = {"task": "match", "predictions": str(path), "output_dir": str(tmp_path / "out")}
+    evaluate(load_config(keys, command="eval"))
+    (record,) = lines(tmp_path / "out" / "predictions.jsonl")
+    assert record["completion"] == "a\ud83d 好"
+
+
 def test_a_row_without_a_reference_is_named(written):
     rows = [{"prompt": "a", "predict": "x", "label": "x"}, {"prompt": "b", "predict": "y"}]
     config = load_config({"task": "match", "predictions": str(written("m.jsonl", rows))}, command="eval")

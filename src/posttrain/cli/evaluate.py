@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from posttrain.cli.arguments import add_configured
@@ -36,7 +36,7 @@ def breakdowns(results: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, dict
     if any(classes.values()):
         known = dict.fromkeys(name for counts in classes.values() for name in counts)
         yield "wrong answers", {v: {name: counts.get(name, 0) for name in known} for v, counts in classes.items()}
-    for item in results.get("differences", []):
+    for item in results.get("differences", []) if results.get("task") == "sql" else ():
         shown = {key: value for key, value in item.items() if key not in ("of", "minus", "metric")}
         yield f"{item['metric']}: {item['of']} - {item['minus']}", {"": shown}
 
@@ -57,5 +57,15 @@ def execute(args: argparse.Namespace) -> int:
     for title, table in breakdowns(results):
         print(f"***** {title} *****")
         print_table(table)
+    if results.get("task") != "sql":
+        _print_differences(results.get("differences", []))
     print_block("eval metrics", {key: value for key, value in results.items() if not isinstance(value, dict | list)})
     return 0
+
+
+def _print_differences(differences: Sequence[Mapping[str, Any]]) -> None:
+    """How variants differ on the same rows, a line for each figure."""
+    for each in differences:
+        low, high = (f"{bound:+.4g}" for bound in each["interval"])
+        p = f", p {each['p']:.3f}" if "p" in each else ""
+        print(f"{each['of']} - {each['minus']}: {each['metric']} {each['difference']:+.4g} [{low}, {high}]{p}")

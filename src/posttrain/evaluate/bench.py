@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from posttrain.config import RunConfig
@@ -65,6 +66,12 @@ class Bench:
     def level(self) -> float:
         """Of the intervals."""
         return self.config.evaluate.confidence
+
+    @property
+    def folder(self) -> Path | None:
+        """``output_dir``; None where nothing is written."""
+        place = self.config.train.output_dir
+        return Path(place).expanduser() if place else None
 
     @cached_property
     def wardrobe(self) -> Wardrobe:

@@ -13,6 +13,8 @@ from posttrain.evaluate.run_folders import RunFolder
 from posttrain.models.variants import ONLY
 
 NUM_RESAMPLES = 10_000
+_PER_COMPARISON = 100
+_MOST_RESAMPLES = 100_000
 _FEW = 30
 
 
@@ -45,7 +47,7 @@ class Comparison:
     """Several systems on the same items.
 
     Attributes:
-        systems: their names, the baseline first. measures: what all of them know.
+        num_resamples: of the bootstrap. systems: their names, the baseline first. measures: what all of them know.
         figures: measure -> system -> figure. differences: of every pair.
         notes: what a reader should know.
     """
@@ -54,6 +56,7 @@ class Comparison:
     num_items: int
     level: float
     seed: int
+    num_resamples: int
     systems: tuple[str, ...]
     measures: tuple[Measure, ...]
     figures: Mapping[str, Mapping[str, Estimate]]
@@ -67,7 +70,7 @@ class Comparison:
             "num_items": self.num_items,
             "confidence": self.level,
             "seed": self.seed,
-            "num_resamples": NUM_RESAMPLES,
+            "num_resamples": self.num_resamples,
             "correction": "holm",
             "systems": {
                 system: {
@@ -129,15 +132,18 @@ def compare(
         raise UserError(f"task {task}: the runs have no figure in common that could be compared")
     names = list(records)
     pairs = [(of, minus) for at, minus in enumerate(names) for of in names[at + 1 :] if all_pairs or at == 0]
+    # the smallest p that a bootstrap can give must be small enough for that many comparisons
+    resamples = max(NUM_RESAMPLES, min(_PER_COMPARISON * len(pairs) * len(known), _MOST_RESAMPLES))
     return Comparison(
         task=task,
         num_items=len(ids),
         level=level,
         seed=seed,
+        num_resamples=resamples,
         systems=tuple(names),
         measures=known,
         figures={m.name: {name: found[name][m.name] for name in names} for m in known},
-        differences=_tested(known, records, pairs, seed=seed, level=level),
+        differences=_tested(known, records, pairs, seed=seed, level=level, num_resamples=resamples),
         notes=_notes(folders, len(ids), systems),
     )
 
@@ -149,12 +155,13 @@ def _tested(
     *,
     seed: int,
     level: float,
+    num_resamples: int,
 ) -> tuple[Compared, ...]:
     """Every figure of every pair, their p-values corrected together."""
     found = []
     for of, minus in pairs:
         between = paired_differences(
-            measures, records[of], records[minus], seed=seed, level=level, num_resamples=NUM_RESAMPLES
+            measures, records[of], records[minus], seed=seed, level=level, num_resamples=num_resamples
         )
         found += [(m, of, minus, between[m.name]) for m in measures if m.name in between]
     corrected = holm([difference.p for *_, difference in found])

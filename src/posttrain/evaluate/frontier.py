@@ -36,6 +36,8 @@ def frontier(bench: Bench) -> Found:
     KL = mean over completions y of Σ_t log π(y_t) − log π_ref(y_t),  y drawn from π
     """
     checkpoints = checkpoint_folders(bench.config)
+    if bench.config.reward.reward_ensemble:
+        bench.notify("reward_ensemble is left out: evaluations score with reward_model alone")
     of_all = _with_variants(bench.config, checkpoints)
     inner = Bench(of_all, bench.notify, bench.progress)
     _check_references(inner, checkpoints)
@@ -50,10 +52,9 @@ def frontier(bench: Bench) -> Found:
     metrics = {
         name: {"step": _step(bench.config, name), **bench.figures(MEASURES, records)} for name, records in found.items()
     }
-    if bench.config.train.output_dir:
-        place = Path(bench.config.train.output_dir).expanduser() / PLOT
-        plot_frontier(metrics, place)
-        bench.notify(f"drew {place}")
+    if bench.folder is not None:
+        plot_frontier(metrics, bench.folder / PLOT)
+        bench.notify(f"drew {bench.folder / PLOT}")
     return Found(
         variants=metrics,
         num_rows=len(responses),

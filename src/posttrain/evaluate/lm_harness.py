@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
@@ -26,8 +27,7 @@ _DIGITS = 12
 def lm_eval(bench: Bench) -> Found:
     """What lm-evaluation-harness measures with its own tasks, for every variant."""
     harness, settings = _module("lm_eval"), bench.config.evaluate
-    manager = _module("lm_eval.tasks").TaskManager(include_path=settings.lm_eval_include)
-    _check_tasks(manager, settings.lm_eval_tasks)
+    manager = _manager(settings.lm_eval_include, settings.lm_eval_tasks)
     wardrobe = bench.wardrobe
     model_class = type("PosttrainModel", (HarnessAnswers, _module("lm_eval.api.model").TemplateLM), {})
     variants: dict[str, dict[str, Any]] = {}
@@ -86,7 +86,20 @@ def _evaluated(harness: Any, manager: Any, model: Any, config: RunConfig) -> Map
     return found
 
 
-def _check_tasks(manager: Any, tasks: Sequence[str]) -> None:
+def _manager(include: str | None, tasks: Sequence[str]) -> Any:
+    """What knows the tasks; the thousands that come with the harness are looked through only where they are needed.
+
+    Raises:
+        UserError: a task is not known.
+    """
+    make = _module("lm_eval.tasks").TaskManager
+    if include:
+        if not Path(include).expanduser().is_dir():
+            raise UserError(f"lm_eval_include: there is no folder {include}")
+        own = make(include_path=include, include_defaults=False)
+        if set(tasks) <= set(own.all_tasks):
+            return own
+    manager = make(include_path=include)
     known = set(manager.all_tasks)
     unknown = [task for task in tasks if task not in known]
     if unknown:
@@ -94,6 +107,7 @@ def _check_tasks(manager: Any, tasks: Sequence[str]) -> None:
             f"lm_eval_tasks: lm-evaluation-harness knows no task {unknown[0]!r} ({len(known)} are known; `lm-eval ls "
             "tasks` lists them); for tasks of your own name their folder in lm_eval_include"
         )
+    return manager
 
 
 def _records(variant: str, samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from posttrain.evaluate.bench import Bench, Found, Progress
 from posttrain.evaluate.items import digest_of
 from posttrain.evaluate.run_folders import PREDICTIONS, RESULTS
 from posttrain.evaluate.tasks import TASKS
+
+_HALVES = re.compile("[\\ud800-\\udfff]")
 
 
 def evaluate(
@@ -103,10 +106,16 @@ def _partial(folder: Path, name: str) -> Path:
     return folder / f".tmp-{name}"
 
 
+def _line(record: Mapping[str, Any]) -> str:
+    """A record as JSON; half characters, which some programs write, are no UTF-8 and are escaped."""
+    text = json.dumps(record, ensure_ascii=False)
+    return json.dumps(record) if _HALVES.search(text) else text
+
+
 def _write(folder: Path, results: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
     """Predictions, then the results: they mark a finished evaluation. Each whole or not at all."""
     texts = {
-        PREDICTIONS: "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records),
+        PREDICTIONS: "".join(_line(record) + "\n" for record in records),
         RESULTS: json.dumps(results, ensure_ascii=False, indent=2) + "\n",
     }
     for name, text in texts.items():

@@ -8,12 +8,16 @@ from statistics import fmean
 from posttrain.evaluate import likelihood, preference
 from posttrain.evaluate.bench import Bench, Found, as_records
 from posttrain.evaluate.frontier import frontier
+from posttrain.evaluate.items import digest_of
 from posttrain.evaluate.lm_harness import lm_eval
+from posttrain.evaluate.preference_plot import plot_preference
 from posttrain.evaluate.sql_task import sql
 from posttrain.evaluate.text_tasks import generation, matching
 from posttrain.evaluate.win_rate import win_rate
 
 Task = Callable[[Bench], Found]
+
+PLOT = "reward.png"
 
 
 def perplexity(bench: Bench) -> Found:
@@ -38,6 +42,9 @@ def reward(bench: Bench) -> Found:
         groups = preference.preference_groups(records, level=bench.level)
         figures = bench.figures(preference.MEASURES, records)
         metrics[name] = {**figures, **means, "num_pairs": len(records), **groups}
+    if bench.folder is not None:
+        plot_preference(metrics, bench.folder / PLOT)
+        bench.notify(f"drew {bench.folder / PLOT}")
     return Found(
         variants=metrics,
         num_rows=len(items.rows),
@@ -60,7 +67,7 @@ TASKS: Mapping[str, Task] = {
 
 
 def _likelihood(bench: Bench, stage: str) -> Found:
-    items = bench.items(stage)
+    items, vocabulary = bench.items(stage), bench.wardrobe.tokenizer.get_vocab()
     found = likelihood.likelihood_records(
         bench.wardrobe, items.rows, batch_size=bench.batch_size, progress=bench.progress
     )
@@ -76,6 +83,7 @@ def _likelihood(bench: Bench, stage: str) -> Found:
         num_rows=len(items.rows),
         records=as_records(items.ids, found),
         differences=bench.differences(likelihood.MEASURES, found),
+        settings={"tokenizer": digest_of([f"{number} {token}" for token, number in vocabulary.items()])},
     )
 
 

@@ -28,8 +28,8 @@ def opinions(bench: Bench, judge: Judge, questions: Mapping[Unit, Question]) -> 
         RewardError: the server gives no answer.
         UserError: the server refuses the token, the model or every question.
     """
-    folder, settings = bench.config.train.output_dir, bench.config.judge
-    store = VerdictStore(Path(folder).expanduser() / FILE if folder else None, judge, settings.judge_temperature)
+    settings = bench.config.judge
+    store = VerdictStore(bench.folder and bench.folder / FILE, judge, settings.judge_temperature)
     known = {unit: store.known(question) for unit, question in questions.items()}
     found = {unit: opinion for unit, opinion in known.items() if opinion is not None}
     if found:

@@ -82,6 +82,8 @@ def _by_reward(
     bench: Bench, responses: Responses, baseline: str, challengers: Sequence[str]
 ) -> dict[str, list[dict[str, Any]]]:
     """The answer that the reward gives more wins; a difference of at most ``judge_min_margin`` is a tie."""
+    if bench.config.reward.reward_ensemble:
+        bench.notify("reward_ensemble is left out: evaluations score with reward_model alone")
     worth = Worth(bench, *_prompts(bench, responses))
     rewards = {name: worth.of(texts, f"of {name}") for name, texts in responses.texts.items()}
     margin = bench.config.judge.judge_min_margin

@@ -9,7 +9,7 @@ from typing import Any
 
 from posttrain.errors import RunError
 from posttrain.evaluate.bootstrap import Estimate
-from posttrain.evaluate.compare import NUM_RESAMPLES, Comparison
+from posttrain.evaluate.compare import Comparison
 from posttrain.evaluate.compare_plot import plot_comparison, plot_curves
 from posttrain.evaluate.compare_training import NOTE, TrainingComparison
 from posttrain.pipeline.tables import Table
@@ -62,9 +62,9 @@ def sentences_of(comparison: Comparison | TrainingComparison) -> list[str]:
         return [NOTE]
     count = len(comparison.differences)
     return [
-        f"p: paired bootstrap over items ({NUM_RESAMPLES} resamples, seed {comparison.seed}), two-sided, that there "
-        f"is no difference. p (Holm): corrected for the {count} comparison{'s' if count != 1 else ''} of this table; "
-        f"significant below {1 - comparison.level:.3g}.",
+        f"p: paired bootstrap over items ({comparison.num_resamples} resamples, seed {comparison.seed}), two-sided, "
+        f"that there is no difference. p (Holm): corrected for {count} comparison{'s' if count != 1 else ''}, those of "
+        f"this table; significant below {1 - comparison.level:.3g}.",
         *comparison.notes,
     ]
 
