@@ -33,6 +33,17 @@ def test_what_cannot_work_is_said(keys, message):
     assert message in refused(**keys)
 
 
+def test_what_changes_nothing_is_said():
+    keys = {"model_name_or_path": "m", "task": "match", "num_return_sequences": 4}
+    assert any("draws one answer to each prompt" in each for each in load_config(keys, command="eval").warnings)
+    grpo = load_config({"model_name_or_path": "m", "stage": "grpo", "task": "match"}, command="eval")
+    assert grpo.warnings == ()
+    judged = {"model_name_or_path": "m", "task": "win_rate", "variants": "a,b", "judge": "http://x", "judge_model": "m"}
+    warnings = load_config({**judged, "judge_mode": "pointwise"}, command="eval").warnings
+    assert any("always asks which of two" in each for each in warnings)
+    assert load_config(judged, command="eval").warnings == ()
+
+
 def test_predictions_need_no_model():
     config = load_config({"task": "match", "predictions": "a=a.jsonl,b=b.jsonl"}, command="eval")
     assert config.evaluate.predictions == ("a=a.jsonl", "b=b.jsonl")

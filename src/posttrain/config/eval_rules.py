@@ -29,6 +29,17 @@ def eval_problems(config: RunConfig) -> Iterator[Finding]:
         yield from _lm_eval(config)
 
 
+def eval_cautions(config: RunConfig) -> Iterator[str]:
+    """What an evaluation does not do although a key seems to ask for it."""
+    task, answers = config.evaluate.task, config.generation.num_return_sequences
+    if answers > 1 and "num_return_sequences" in config.sources and not config.evaluate.predictions:
+        written = config.sources["num_return_sequences"]
+        if written != "default of the stage" and task in (*FROM_FILES, "frontier"):
+            yield f"`num_return_sequences: {answers}` changes nothing: an evaluation draws one answer to each prompt"
+    if task == "win_rate" and config.judge.judge and config.judge.judge_mode == "pointwise":
+        yield "`judge_mode: pointwise` changes nothing: task win_rate always asks which of two answers is better"
+
+
 def _predictions(config: RunConfig) -> Iterator[Finding]:
     settings = config.evaluate
     if not settings.predictions:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from posttrain.config.alarm_rules import alarm_cautions, alarm_problems
 from posttrain.config.data_rules import data_cautions, data_problems
 from posttrain.config.defaults import stage_defaults
-from posttrain.config.eval_rules import eval_problems
+from posttrain.config.eval_rules import eval_cautions, eval_problems
 from posttrain.config.judge_rules import judged_reward_problems, label_problems
 from posttrain.config.model_rules import model_rules, quantization_cautions
 from posttrain.config.reward_rules import reward_problems
@@ -53,6 +53,8 @@ def cautions(config: RunConfig, command: Command) -> list[str]:
         rules += [data_cautions, alarm_cautions, idle_keys]
     if command == "loop":
         rules += [_sampling, _double_warmup]
+    if command == "eval":
+        rules += [eval_cautions]
     if command == "export":
         rules += [quantization_cautions]
     return [sentence for rule in rules for sentence in rule(config)]
