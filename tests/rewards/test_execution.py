@@ -7,7 +7,9 @@ import torch
 
 from posttrain.errors import RewardError, UserError
 from posttrain.rewards import SqlExecutionReward
+from posttrain.rewards.sql import cache
 from posttrain.rewards.sql.columns import database, reference_sql
+from posttrain.rewards.sql.sandbox import execute_all
 from posttrain.types import RolloutBatch
 
 
@@ -84,6 +86,42 @@ def test_a_reference_that_fails_in_the_middle_of_a_run_is_worth_a_checkpoint(fol
     assert reward(batch(["SELECT name FROM item"], good)).tolist() == [1.0]
     with pytest.raises(RewardError, match=r"reference SQL does not run on .*shop\.sqlite: no such column: colour"):
         reward(batch(["SELECT name FROM item"], broken))
+
+
+def test_a_missing_table_is_named_beside_those_that_are_there(folder):
+    row = {"db": "shop.sqlite", "gold": "SELECT 1 FROM items"}
+    with pytest.raises(UserError, match=r"no such table: items \(there are: item\)"):
+        SqlExecutionReward(folder)(batch(["SELECT 1"], row))
+
+
+def test_equal_statements_run_once_and_again_when_the_file_changes(folder, monkeypatch):
+    asked = []
+
+    def counted(statements, **limits):
+        asked.extend(sql for _, sql in statements)
+        return execute_all(statements, **limits)
+
+    monkeypatch.setattr(cache, "execute_all", counted)
+    reward, row = SqlExecutionReward(folder), {"db": "shop.sqlite", "gold": "SELECT COUNT(*) FROM item"}
+    answers = ["SELECT 3", "SELECT 3;", "SELECT 4", "SELECT 3"]
+    for _ in range(2):
+        assert reward(batch(answers, row)).tolist() == pytest.approx([1.0, 1.0, 0.2, 1.0])
+    assert asked == ["SELECT COUNT(*) FROM item", "SELECT 3", "SELECT 4"]
+    with sqlite3.connect(folder / "shop.sqlite") as connection:
+        connection.execute("INSERT INTO item VALUES ('jar', 1)")
+    connection.close()
+    assert reward(batch(answers, row)).tolist() == pytest.approx([0.2, 0.2, 1.0, 0.2])
+
+
+def test_what_is_kept_is_bounded_and_what_was_late_is_tried_again(folder):
+    path = folder / "shop.sqlite"
+    known = cache.CachedExecutions(time_limit_s=0.2, row_limit=10, max_bytes=4_000)
+    known([(path, f"SELECT {number}, 'abc'") for number in range(100)])
+    assert 1 < len(known._known) < 20
+    assert known._bytes <= 4_000
+    late = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT MAX(x) FROM c"
+    assert known([(path, late)])[0].error_class == "timeout"
+    assert not any(late in key for key in known._known)
 
 
 def test_the_reference_is_the_first_known_column():

@@ -15,10 +15,11 @@ from posttrain.rewards.sql.cache import CachedExecutions
 from posttrain.rewards.sql.columns import Databases, reference_sql
 from posttrain.rewards.sql.places import Place
 from posttrain.rewards.sql.rules import SqlRules
-from posttrain.rewards.sql.sandbox import check_place
+from posttrain.rewards.sql.sandbox import Execution, check_place, table_names
 from posttrain.types import RolloutBatch
 
 RIGHT, RUNS, FAILS = 1.0, 0.2, 0.0
+_SHOWN = 20
 
 
 class SqlExecutionReward:
@@ -107,9 +108,18 @@ class SqlExecutionReward:
         expected = self._executions([self._rules.statement(*each) for each in zip(places, references, strict=True)])
         for db, reference, wanted in zip(places, references, expected, strict=True):
             if wanted.error is not None:  # what cannot be judged must not pass for wrong
-                raise UserError(f"the reference SQL does not run on {db}: {wanted.error}: {reference}")
+                raise UserError(f"the reference SQL does not run on {db}: {_reason(db, wanted)}: {reference}")
         found = self._executions([self._rules.statement(*each) for each in zip(places, completions, strict=True)])
         return [
             FAILS if result.error is not None else RIGHT if self._rules.is_right(reference, wanted, result) else RUNS
             for reference, wanted, result in zip(references, expected, found, strict=True)
         ]
+
+
+def _reason(db: Place, failed: Execution) -> str:
+    """What the database says, and which tables there are where one is missing."""
+    if failed.error_class != "no_such_table":
+        return str(failed.error)
+    names = table_names(db)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{failed.error} (there are: {', '.join(names[:_SHOWN]) or 'none'}{more})"

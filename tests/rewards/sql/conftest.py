@@ -41,10 +41,11 @@ _SETTINGS = {
 
 @dataclass(frozen=True)
 class Server:
-    """A running server; ``folder`` is its data."""
+    """A running server; ``folder`` holds its data, ``password`` is the reader's."""
 
     folder: Path
     port: int
+    password: str = PASSWORD
 
     def url(self, database="shop", user="reader", password=None):
         """An address with the password in it, quoted."""

@@ -166,6 +166,8 @@ def test_the_authorizer_alone_keeps_a_file_as_it_is(attacks, shop, tmp_path, mon
     execute_all(statements, time_limit_s=LIMIT_S)
     assert state_of_file(shop) == before
     assert not list(tmp_path.iterdir())
+    for sql in ("CREATE TEMP TABLE evil (x)", "PRAGMA user_version = 7", "ATTACH ':memory:' AS evil"):
+        assert execute(shop, sql).error_class == "forbidden"
     assert execute(shop, "SELECT COUNT(*) FROM item").rows == ((40,),)
 
 

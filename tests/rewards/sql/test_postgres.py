@@ -50,6 +50,7 @@ def test_queries_of_this_dialect_run(shop_on_server, sql):
         ("SELECT FROM item WHERE", "syntax"),
         ("SELECT 1; SELECT 2", "multiple_statements"),
         ("SELECT pg_sleep(9)", "forbidden"),
+        ("SELECT PG_SLEEP (9)", "forbidden"),
         ("SELECT * FROM pg_authid", "forbidden"),
         ("SELECT COUNT(*) FROM generate_series(1, 100000000000)", "timeout"),
         ("SELECT generate_series(1, 101)", "too_many_rows"),

@@ -184,7 +184,8 @@ class _Session:
         for match in _CALL.finditer(sql):
             if match[1].lower() in self._forbidden:
                 raise LimitError(
-                    "forbidden", f"the function {match[1]} is not allowed: it is VOLATILE or runs other SQL"
+                    "forbidden",
+                    f"the function {match[1]} is not allowed: it is VOLATILE, so it may have side effects, or runs SQL",
                 )
 
     def _failure(self, error: psycopg.Error) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from posttrain.rewards.sql import workers
 from posttrain.rewards.sql.limits import MAX_SQL_LENGTH, LimitError, Row, check_statement
 from posttrain.rewards.sql.places import Place, ServerDatabase
 
-__all__ = ["MAX_SQL_LENGTH", "Execution", "Place", "Row", "check_place", "execute", "execute_all"]
+__all__ = ["MAX_SQL_LENGTH", "Execution", "Place", "Row", "check_place", "execute", "execute_all", "table_names"]
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,17 @@ def check_place(db: Place) -> None:
         _executed(db, "", 1.0, 1)
     elif not Path(db).is_file():
         raise UserError(f"{db}: no such database file. Generate the data again or correct the path")
+
+
+def table_names(db: Place) -> tuple[str, ...]:
+    """Tables and views that a statement could name, for messages; empty where they cannot be read."""
+    listed = (
+        "SELECT table_name FROM information_schema.tables "
+        "WHERE table_schema NOT IN ('pg_catalog', 'information_schema') ORDER BY 1"
+        if isinstance(db, ServerDatabase)
+        else "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY 1"
+    )
+    return tuple(str(row[0]) for row in execute(db, listed).rows or ())
 
 
 def _check_statement(db: Place, sql: str) -> None:
