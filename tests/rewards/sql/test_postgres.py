@@ -52,7 +52,7 @@ def test_queries_of_this_dialect_run(shop_on_server, sql):
         ("SELECT pg_sleep(9)", "forbidden"),
         ("SELECT PG_SLEEP (9)", "forbidden"),
         ("SELECT * FROM pg_authid", "forbidden"),
-        ("SELECT COUNT(*) FROM generate_series(1, 100000000000)", "timeout"),
+        ("SELECT COUNT(*) FROM item a, item b, item c, item d, item e, item f, item g", "timeout"),
         ("SELECT generate_series(1, 101)", "too_many_rows"),
         ("SELECT 1 / 0", "other"),
     ],
