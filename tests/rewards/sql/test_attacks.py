@@ -15,6 +15,7 @@ from posttrain.rewards.sql.columns import Databases
 from posttrain.rewards.sql.compare import extract_sql
 from posttrain.rewards.sql.limits import GRACE_S
 from posttrain.rewards.sql.places import place
+from posttrain.rewards.sql.rules import SqlRules
 from posttrain.rewards.sql.sandbox import execute, execute_all
 from posttrain.types import RolloutBatch
 
@@ -97,7 +98,7 @@ def state_of_server(server):
 @pytest.fixture(scope="module")
 def on_file(attacks, shop, tmp_path_factory):
     folder = tmp_path_factory.mktemp("outside")
-    reward = SqlExecutionReward(shop.parent, time_limit_s=LIMIT_S)
+    reward = SqlExecutionReward(shop.parent, SqlRules(time_limit_s=LIMIT_S))
     row = {"db": shop.name, "gold": GOLD}
     return assault(attacks("sqlite", folder), reward, row, lambda: state_of_file(shop), folder)
 
@@ -105,7 +106,7 @@ def on_file(attacks, shop, tmp_path_factory):
 @pytest.fixture(scope="module")
 def on_server(attacks, server, tmp_path_factory):
     folder = tmp_path_factory.mktemp("outside")
-    reward = SqlExecutionReward(Databases(folder, server.url()), time_limit_s=LIMIT_S)
+    reward = SqlExecutionReward(Databases(folder, server.url()), SqlRules(time_limit_s=LIMIT_S))
     return assault(attacks("postgres", folder), reward, {"gold": GOLD}, lambda: state_of_server(server), folder)
 
 
