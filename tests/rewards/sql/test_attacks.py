@@ -111,6 +111,7 @@ def on_server(attacks, server, tmp_path_factory):
 
 
 def check_attack(found, attack):
+    """Those that ``may_run`` harm nobody, or are done before a quick machine's limit."""
     execution, reward = found.executions[attack["name"]], found.rewards[attack["name"]]
     assert "root:" not in str(execution.rows)
     if attack.get("may_run") and execution.error is None:

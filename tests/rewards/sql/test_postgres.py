@@ -63,6 +63,13 @@ def test_errors_have_classes(shop_on_server, sql, error_class):
     assert "\n" not in found.error
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a process to its memory")
+def test_a_value_beyond_the_memory_of_a_process_is_an_error(shop_on_server):
+    found = execute(shop_on_server, "SELECT repeat('x', 600000000)", time_limit_s=30)
+    assert found.error_class == "too_big", found.error
+    assert execute(shop_on_server, "SELECT 1").rows == ((1,),)
+
+
 def test_random_numbers_are_no_side_effect(shop_on_server):
     assert execute(shop_on_server, "SELECT random() < 2, clock_timestamp() IS NULL").rows == ((1, 0),)
 

@@ -190,12 +190,12 @@ class _Session:
 
     def _failure(self, error: psycopg.Error) -> dict[str, Any]:
         state = error.sqlstate or ""
-        if state.startswith("57P") or (not state and self.is_lost):
-            self.close()
-            raise _LostError(_said(error))
         if "memory" in str(error) and not state:  # the client's own
             self.close()
             return {"error": "the memory limit was reached", "error_class": "too_big"}
+        if state.startswith("57P") or (not state and self.is_lost):
+            self.close()
+            raise _LostError(_said(error))
         error_class = _CLASSES.get(state) or _CLASSES_OF_BEGINNINGS.get(state[:2], "other")
         if "multiple commands" in str(error):
             error_class = "multiple_statements"
