@@ -133,3 +133,42 @@ def test_another_template_than_that_of_training_is_said(trained, tiny_llama):
     assert said == []
     ChatModel({**keys, "default_system": "Be brief."}, notify=said.append)
     assert any("was trained with another chat template" in note and "Be brief." in note for note in said)
+
+
+def test_variants_are_worn_in_turns(base, adapter):
+    keys = {"do_sample": False, "max_new_tokens": 12}
+    both = ChatModel(settings(base), variants={"base": (), "sft": (str(adapter),)})
+    assert (both.variants, both.variant) == (("base", "sft"), "base")
+    alone = {
+        "base": ChatModel(settings(base)).chat(QUESTION, **keys),
+        "sft": ChatModel(settings(base, adapter_name_or_path=str(adapter))).chat(QUESTION, **keys),
+    }
+    for name in ("sft", "base", "base", "sft"):
+        both.wear(name)
+        assert both.chat(QUESTION, **keys) == alone[name]
+    assert alone["base"] != alone["sft"]
+
+
+def test_an_answer_ends_where_learned_positions_do(make_model, base, tmp_path):
+    make_model("gpt2").save_pretrained(tmp_path)  # 128 positions, 61 tokens
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (tmp_path / name).write_bytes((base / name).read_bytes())
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    model = ChatModel({"model_name_or_path": str(tmp_path), "max_new_tokens": 1000, "min_new_tokens": 500})
+    asked = [{"role": "user", "content": " " * 9}]
+    # tokens that the tiny model does not know are not asked of it
+    prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True)["input_ids"]
+    assert max(prompt) >= 61
+    model.template.encode_prompt = lambda messages: [3] * len(messages[-1].content)
+    (response,) = model.chat([{"role": "user", "content": "x" * 100}])
+    assert (response.response_length, response.finish_reason) == (28, "length")
+    ends = []
+
+    def streamed():
+        ends.append((yield from model.stream_chat([{"role": "user", "content": "x" * 100}])))
+
+    assert list(streamed())
+    assert ends == ["length"]
+    for length in (128, 200):
+        with pytest.raises(UserError, match=f"has {length} tokens, and the model reads 128 in all"):
+            list(model.stream_chat([{"role": "user", "content": "x" * length}]))

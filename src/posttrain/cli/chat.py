@@ -19,7 +19,7 @@ def execute(args: argparse.Namespace) -> int:
     config = configured(args, "chat")
 
     from posttrain.serve.chat import talk
-    from posttrain.serve.model import ChatModel
+    from posttrain.serve.lineup import Lineup
 
-    talk(ChatModel(config, notify=say))
+    talk(Lineup(config, notify=say))
     return 0

@@ -2,6 +2,15 @@
 
 from posttrain.rollout.protocol import Completion, Progress, Prompt, Sampler, SamplingParams
 from posttrain.rollout.scripted import ScriptedSampler
-from posttrain.rollout.slots import SlotSampler
+from posttrain.rollout.slots import SlotSampler, learned_positions
 
-__all__ = ["Completion", "Progress", "Prompt", "Sampler", "SamplingParams", "ScriptedSampler", "SlotSampler"]
+__all__ = [
+    "Completion",
+    "Progress",
+    "Prompt",
+    "Sampler",
+    "SamplingParams",
+    "ScriptedSampler",
+    "SlotSampler",
+    "learned_positions",
+]

@@ -131,12 +131,18 @@ class SlotSampler:
         return wanted and not is_quantized(self.model)
 
     def _check_lengths(self, prompts: Sequence[Prompt], params: SamplingParams) -> None:
-        config = self.model.config.get_text_config()
-        limit = getattr(config, "max_position_embeddings", None)
+        limit = learned_positions(self.model)
         longest = max(prompts, key=lambda prompt: len(prompt.input_ids))
         length = len(longest.input_ids)
-        if getattr(config, "rope_parameters", None) is None and limit and length + params.max_new_tokens > limit:
+        if limit is not None and length + params.max_new_tokens > limit:
             raise UserError(
                 f"prompt {longest.index} has {length} tokens; with max_new_tokens {params.max_new_tokens} that is more "
                 f"than the model's {limit} positions; lower max_new_tokens or cutoff_len"
             )
+
+
+def learned_positions(model: Any) -> int | None:
+    """How many tokens a model has positions for; None where they are computed, so that there is no end to them."""
+    config = model.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    return int(limit) if limit and getattr(config, "rope_parameters", None) is None else None

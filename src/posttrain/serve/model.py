@@ -1,12 +1,13 @@
-"""A model to talk to: adapters folded in once, answers from the local slot engine."""
+"""A model to talk to: adapters folded in once or worn in turns, answers from the local slot engine."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,16 +15,19 @@ from posttrain.config import GenerationConfig, RunConfig, load_config
 from posttrain.data.formats import ROLE_NAMES, Message
 from posttrain.data.template import Template
 from posttrain.errors import UserError
+from posttrain.models.adapters import lora_layers, merged
 from posttrain.models.backbone import load_backbone
 from posttrain.models.forward import prepare_trunk
 from posttrain.models.lineage import check_template
 from posttrain.models.merging import dress
-from posttrain.models.source import find_source
-from posttrain.rollout import Completion, Prompt, Sampler, SamplingParams, SlotSampler
+from posttrain.models.source import Source, find_source
+from posttrain.models.variants import ONLY, put_on_all
+from posttrain.rollout import Completion, Prompt, Sampler, SamplingParams, SlotSampler, learned_positions
 from posttrain.serve.fallback import LibrarySampler
 from posttrain.serve.streaming import stream_tokens
 
 Messages = Sequence[Mapping[str, Any]]
+FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
@@ -39,19 +43,60 @@ class Response:
     response_text: str
     response_length: int
     prompt_length: int
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outfit:
+    """What a model wears, and how it is then talked to.
+
+    Attributes:
+        source: the model with its adapters. template: of the tokenizer that the outermost of them brings.
+        notes: sentences for the user.
+    """
+
+    source: Source
+    template: Template
+    notes: tuple[str, ...]
+
+    @classmethod
+    def configured(cls, config: RunConfig, adapters: Sequence[str]) -> Outfit:
+        """Read, not loaded.
+
+        Raises:
+            UserError: a folder is missing or not what it should be, or there is no template to be had.
+        """
+        source = find_source(replace(config, model=replace(config.model, adapter_name_or_path=tuple(adapters))))
+        template = Template.configured(source.tokenizer, config.data)
+        notes = []
+        if source.last_lineage is not None and source.last_lineage.stage == "rm":
+            notes.append(f"{source.outermost} is a reward model: it was trained to score answers, not to give them")
+        other = check_template(
+            source.last_lineage,
+            template.fingerprint,
+            folder=source.outermost,
+            key="template",
+            example=template.example,
+            allow_mismatch=True,
+        )
+        return cls(source=source, template=template, notes=(*notes, other) if other else tuple(notes))
 
 
 class ChatModel:
     """A language model with its adapters, ready to answer.
 
     Every call draws fresh random numbers; a new ChatModel with the same seed repeats them call by call.
+
+    Attributes:
+        config: as it was loaded. model: the transformers model. is_packed: whether the slot engine decodes it.
+        variants: names of what it can wear. variant: what it wears. template, tokenizer: of that.
     """
 
     def __init__(
         self,
         config: RunConfig | Mapping[str, Any] | str | Path,
         *,
+        variants: Mapping[str, Sequence[str]] | None = None,
         notify: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         """Load the model.
@@ -59,6 +104,8 @@ class ChatModel:
         Args:
             config: keys as in a YAML file (``model_name_or_path``, ``adapter_name_or_path``, ``template``, ...), the
                 path of such a file, or a loaded configuration.
+            variants: name -> adapter folders, to be worn in turns instead of ``adapter_name_or_path``; the first of
+                them is worn until ``wear`` says otherwise.
             notify: receives sentences for the user.
 
         Raises:
@@ -67,24 +114,15 @@ class ChatModel:
         self.config = config if isinstance(config, RunConfig) else load_config(config, command="chat")
         for sentence in self.config.warnings:
             notify(sentence)
-        source = find_source(self.config)
-        self.tokenizer = source.tokenizer
-        self.template = Template.configured(source.tokenizer, self.config.data)
-        if source.last_lineage is not None and source.last_lineage.stage == "rm":
-            notify(f"{source.outermost} is a reward model: it was trained to score answers, not to give them")
+        folders = dict(variants) if variants else {ONLY: self.config.model.adapter_name_or_path}
+        self._outfits = {name: Outfit.configured(self.config, adapters) for name, adapters in folders.items()}
         self.model = load_backbone(self.config)
-        source.check(self.model, allow_mismatch=self.config.model.allow_mismatch, notify=notify)
-        note = check_template(
-            source.last_lineage,
-            self.template.fingerprint,
-            folder=source.outermost,
-            key="template",
-            example=self.template.example,
-            allow_mismatch=True,
-        )
-        if note:
-            notify(note)
-        dress(self.model, source.links)
+        for outfit in self._outfits.values():
+            allowed = self.config.model.allow_mismatch
+            self.mark = outfit.source.check(self.model, allow_mismatch=allowed, notify=notify)
+            for note in outfit.notes:
+                notify(note)
+        self._wears = self._put_on()
         self.model.eval()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # said below, in other words
@@ -92,6 +130,39 @@ class ChatModel:
         if not self.is_packed:
             notify(f"{type(self.model).__name__} is decoded by transformers, one prompt at a time: it cannot be packed")
         self._calls = 0
+        self._worn = ExitStack()
+        self.variant: str | None = None
+        self.wear(self.variants[0])
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Names of what it can wear."""
+        return tuple(self._outfits)
+
+    def wear(self, name: str) -> None:
+        """Answer as this variant from now on."""
+        outfit = self._outfits[name]
+        if name != self.variant:
+            self.variant = None  # what comes next may be interrupted
+            self._worn.close()
+            if self._wears is not None:
+                self._worn.enter_context(merged(self.model, self._wears[name]))
+        self.variant, self.template, self.tokenizer = name, outfit.template, outfit.source.tokenizer
+
+    def _put_on(self) -> dict[str, tuple[str, ...]] | None:
+        """Variant -> the adapters that are merged while it is worn; None where the weights stay as they are."""
+        chains = {name: outfit.source.links for name, outfit in self._outfits.items()}
+        if len(chains) == 1:
+            dress(self.model, *chains.values())
+            return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # peft's, that there will be several adapters
+            names = put_on_all(self.model, list(chains.values()))
+        if not any(True for _ in lora_layers(self.model)):
+            return None
+        return {
+            name: tuple(worn for link in links if (worn := names[link.fingerprint])) for name, links in chains.items()
+        }
 
     def chat(self, messages: Messages, system: str | None = None, **generation: Any) -> list[Response]:
         """Answers to a chat.
@@ -107,9 +178,9 @@ class ChatModel:
         Raises:
             UserError: messages or generation keys that cannot be used.
         """
-        settings = self._settings(generation)
-        prompt = self.template.encode_prompt(_messages(messages, system))
-        (completions,) = self.complete([prompt], settings)
+        settings = self.settings(generation)
+        prompt = self.template.encode_prompt(checked_messages(messages, system))
+        (completions,) = self.complete([prompt], self._fitted(settings, len(prompt)))
         return [
             Response(
                 response_text=self.text_of(completion, settings),
@@ -120,22 +191,26 @@ class ChatModel:
             for completion in completions
         ]
 
-    def stream_chat(self, messages: Messages, system: str | None = None, **generation: Any) -> Iterator[str]:
+    def stream_chat(
+        self, messages: Messages, system: str | None = None, **generation: Any
+    ) -> Generator[str, None, FinishReason]:
         """One answer in pieces of text, each as soon as it is whole; joined they are the answer's text.
 
-        Args and raises: as ``chat``; ``num_return_sequences`` is taken as 1.
+        Args and raises: as ``chat``; ``num_return_sequences`` is taken as 1. Returns why the answer ended.
         """
-        settings = self._settings(generation)
-        prompt = self.template.encode_prompt(_messages(messages, system))
+        prompt = self.template.encode_prompt(checked_messages(messages, system))
+        settings = self._fitted(self.settings(generation), len(prompt))
         params = self._params(settings)
         if not self.is_packed:
             (completion,) = LibrarySampler(self.model).generate([Prompt(input_ids=tuple(prompt), index=0)], params)
             yield self.text_of(completion, settings)
-            return
+            return "stop" if completion.ended else "length"
         ids: list[int] = []
         shown = ""
+        reason: FinishReason = "length"
         for token in stream_tokens(self.model, prompt, params):
             if token in params.stop_token_ids:
+                reason = "stop"
                 break
             ids.append(token)
             text = self._decode(ids, settings)
@@ -146,6 +221,7 @@ class ChatModel:
         rest = self._decode(ids, settings)[len(shown) :]
         if rest:
             yield rest
+        return reason
 
     def complete(
         self,
@@ -180,8 +256,12 @@ class ChatModel:
     def _decode(self, ids: Sequence[int], settings: GenerationConfig) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=settings.skip_special_tokens))
 
-    def _settings(self, overrides: Mapping[str, Any]) -> GenerationConfig:
-        """The configured way of drawing with this call's changes, checked as a configuration file is."""
+    def settings(self, overrides: Mapping[str, Any]) -> GenerationConfig:
+        """The configured way of drawing with some changes, checked as a configuration file is.
+
+        Raises:
+            UserError: a key that is none, or a value that it cannot have.
+        """
         if not overrides:
             return self.config.generation
         known = [field.name for field in dataclasses.fields(GenerationConfig)]
@@ -193,6 +273,23 @@ class ChatModel:
         changed = {**self.config.to_flat(), **overrides}
         return load_config(changed, command="chat").generation
 
+    def _fitted(self, settings: GenerationConfig, length: int) -> GenerationConfig:
+        """With ``max_new_tokens`` that the model has positions for behind a prompt of ``length`` tokens.
+
+        Raises:
+            UserError: there is no room for one.
+        """
+        limit = learned_positions(self.model)
+        if limit is None or length + settings.max_new_tokens <= limit:
+            return settings
+        if length >= limit:
+            raise UserError(
+                f"the conversation has {length} tokens, and the model reads {limit} in all, its answer included: begin "
+                "a new one, or leave out some of it"
+            )
+        room = limit - length
+        return replace(settings, max_new_tokens=room, min_new_tokens=min(settings.min_new_tokens, room))
+
     def _params(self, settings: GenerationConfig) -> SamplingParams:
         self._calls += 1
         return SamplingParams.configured(
@@ -203,7 +300,7 @@ class ChatModel:
         )
 
 
-def _messages(messages: Messages, system: str | None) -> list[Message]:
+def checked_messages(messages: Messages, system: str | None) -> list[Message]:
     """Chat messages as the template takes them.
 
     Raises:
