@@ -152,12 +152,13 @@ def test_a_failed_retry_loses_nothing(monkeypatch):
 
 def test_two_models_answer_side_by_side_each_in_its_own_conversation(monkeypatch):
     monkeypatch.setattr(chat.shutil, "get_terminal_size", lambda: os.terminal_size((61, 24)))
-    calls, output = said("one\n/compare a b\n你好，ok\nthree\n/compare\nfour\n", interactive=True)
+    calls, output = said("one\n/compare a b\n你好，ok\nthree\nfour\n/compare\nfive\n", interactive=True)
     assert calls[1][:3] == ("a", None, ["one", "you said one", "你好，ok"])
     assert calls[2][:3] == ("b", None, ["one", "you said one", "你好，ok"])
     assert calls[3][2] == ["one", "you said one", "你好，ok", "you said 你好，ok", "three"]
     assert calls[4][2] == ["one", "you said one", "你好，ok", "you said 你好，OK", "three"]
-    assert calls[5][:3] == ("a", None, [*calls[3][2], "you said three", "four"])
+    assert calls[6][2] == [*calls[4][2], "you said THREE", "four"]
+    assert calls[7][:3] == ("a", None, [*calls[3][2], "you said three", "four", "you said four", "five"])
     lines = output.replace("\r", "\n").split("\n")
     assert f"{'[a]':<28} | [b]" in lines
     # 9 letters and 3 wide characters and 2 letters are 17 columns

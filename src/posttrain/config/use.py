@@ -39,7 +39,9 @@ class ExportConfig:
     """`posttrain export`: one Hugging Face folder with the adapters merged in."""
 
     export_dir: str | None = option(None, help="Folder to write; required by `posttrain export`.", path=True)
-    export_size: int = option(5, help="Largest shard in GB.", minimum=1)
+    export_size: int = option(
+        5, help="Largest safetensors file in GB; an index names them where there are several.", minimum=1
+    )
     export_device: Literal["cpu", "auto"] = option("cpu", help="Where the merge is computed.")
     export_legacy_format: bool = option(False, help="Accepted for compatibility; safetensors are always written.")
 

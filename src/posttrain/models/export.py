@@ -29,6 +29,7 @@ from posttrain.models.hub import planned_upload, upload
 from posttrain.models.lineage import Backbone, fingerprint, read_lineage
 from posttrain.models.load import load_causal_lm, quiet, read_json
 from posttrain.models.merging import classifier, merge
+from posttrain.models.ollama import write_modelfile
 from posttrain.models.probe import (
     classifier_scores,
     largest_gap,
@@ -45,6 +46,8 @@ from posttrain.types import Batch
 # Sums in another order differ by less, relative to the largest number; a missing or misplaced adapter by orders more.
 TOLERANCE = 1e-5
 _GB = 10**9
+SHARD_UNIT = "GB"
+"""What ``export_size`` counts."""
 
 
 def export_model(config: RunConfig, notify: Callable[[str], None] = lambda sentence: None) -> Path:
@@ -202,8 +205,11 @@ class _Writer:
             written = classifier(self.model, self.head, pad_id)
             self._say_bias(float(self.head.bias))
         with quiet():
-            written.to(dtype).save_pretrained(folder, max_shard_size=f"{self.config.export.export_size}GB")
+            written.to(dtype).save_pretrained(folder, max_shard_size=f"{self.config.export.export_size}{SHARD_UNIT}")
             tokenizer.save_pretrained(folder)
+        if self.head is None and tokenizer.chat_template:
+            keys = self.config.generation, self.config.data.default_system
+            self.said += write_modelfile(folder, Template(tokenizer), self.model, *keys)
         del written
         self._model = None  # room for the copy that is read back
         self._describe(folder, dtype, self._compare(folder, batch, expected))
