@@ -71,7 +71,9 @@ def test_text_of_a_prompt_template_is_taken_literally(make_tokenizer, written, r
     [
         ("问:\n\n答:", ["{prompt} is missing", "prompt_template"]),
         ("{prompt} {prompt}", ["{prompt} stands there 2 times"]),
-        ("{question}", ["unknown name {question}", "{prompt} and {system}", "{{ and }}"]),
+        ("{promt}", ["unknown name {promt}", "{prompt} and {system}", "{{ and }}"]),
+        ("{question} {prompt}", ["unknown name {question}"]),
+        ("{question} {system} {answer}", ["unknown name {question}"]),
         ("{prompt} {", ["prompt_template:", "written twice"]),
         ("{}", ["unknown name {}"]),
         ("{prompt:>10}", ["{prompt} is put in as it is"]),

@@ -1,7 +1,12 @@
 """Batch generation: one file, whole or absent, with the numbers beside it."""
 
 import json
+import os
+import signal
 import sqlite3
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -142,3 +147,143 @@ def test_answers_that_are_all_right_are_kept_and_no_pairs_are_said(run, tmp_path
     with pytest.raises(UserError, match="all answers to the 1 prompts are right"):
         run(preference_judge="sql_execution", database_dir=str(tmp_path))
     assert [row["predict"] for row in lines(tmp_path / "out" / "predictions.jsonl")] == ["SELECT 1"]
+
+
+def stop_after(monkeypatch, rows):
+    """Let a run be interrupted when it has drawn some rows."""
+    draw = ChatModel.complete_each
+
+    def stopped(self, prompts, **keys):
+        for number, found in enumerate(draw(self, prompts, **keys)):
+            if number == rows:
+                raise KeyboardInterrupt
+            yield found
+
+    monkeypatch.setattr(ChatModel, "complete_each", stopped)
+    return lambda: monkeypatch.setattr(ChatModel, "complete_each", draw)
+
+
+SAMPLED = {"do_sample": True, "temperature": 1.5, "num_return_sequences": 2}
+
+
+def test_what_was_drawn_is_not_drawn_again(run, tmp_path, monkeypatch):
+    run(**SAMPLED)
+    target, partial = tmp_path / "out" / "predictions.jsonl", tmp_path / "out" / "predictions.partial.jsonl"
+    whole = target.read_bytes()
+    assert not partial.exists()
+    target.unlink()
+    go_on = stop_after(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        run(**SAMPLED)
+    assert not target.exists()
+    header, *records = lines(partial)
+    assert len(records) == 2
+    records[0]["predict"] = ["kept", "as it was"]
+    partial.write_text("".join(json.dumps(line) + "\n" for line in (header, *records)), encoding="utf-8")
+    go_on()
+    said = []
+    results = run(said, **SAMPLED)
+    assert f"2 of 3 rows are answered in {partial}; the others follow" in said
+    rows, expected = lines(target), [json.loads(line) for line in whole.splitlines()]
+    assert rows[records[0]["row"]]["predict"] == ["kept", "as it was"]
+    for row, record in enumerate(expected):
+        assert row == records[0]["row"] or rows[row] == record
+    assert results["predict_num_rows"] == 3
+    assert results["predict_runtime"] > records[1]["seconds"]
+    assert not partial.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"temperature": 1.0}, r"predictions\.partial\.jsonl was begun with temperature 1\.5 \(now 1\.0\)"),
+        ({"seed": 3}, "was begun with seed 42 .now 3."),
+        ({"num_return_sequences": 3}, "was begun with num_return_sequences 2"),
+        ({"default_system": "Be brief."}, "was begun with another prompts"),
+        ({"adapter_name_or_path": "ADAPTER"}, "was begun with another adapters|was begun with adapters"),
+    ],
+)
+def test_answers_of_other_settings_are_not_gone_on_with(run, tmp_path, adapter, monkeypatch, change, sentence):
+    go_on = stop_after(monkeypatch, 1)
+    with pytest.raises(KeyboardInterrupt):
+        run(**SAMPLED)
+    go_on()
+    change = {key: str(adapter) if value == "ADAPTER" else value for key, value in change.items()}
+    with pytest.raises(UserError, match=sentence):
+        run(**{**SAMPLED, **change})
+    run(**{**SAMPLED, **change, "overwrite_output_dir": True})
+    assert len(lines(tmp_path / "out" / "predictions.jsonl")) == 3
+
+
+def test_settings_may_change_while_nothing_is_drawn(run, monkeypatch):
+    go_on = stop_after(monkeypatch, 0)
+    with pytest.raises(KeyboardInterrupt):
+        run(**SAMPLED)
+    go_on()
+    run(do_sample=False)
+
+
+def test_a_model_that_cannot_be_packed_goes_on_too(run, tmp_path, monkeypatch):
+    run()
+    whole = (tmp_path / "out" / "predictions.jsonl").read_bytes()
+    monkeypatch.setattr("posttrain.serve.model.prepare_trunk", lambda model: False)
+    go_on = stop_after(monkeypatch, 1)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    go_on()
+    run()
+    assert (tmp_path / "out" / "predictions.jsonl").read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", ["asked.txt", "asked.csv", "asked.json", "asked.jsonl"])
+def test_files_of_any_kind_and_columns_of_any_name(run, tmp_path, name):
+    contents = {
+        "asked.txt": "first\n第二\n",
+        "asked.csv": "id,frage\n1,first\n2,第二\n",
+        "asked.json": json.dumps([{"id": 1, "frage": "first"}, {"id": 2, "frage": "第二"}]),
+        "asked.jsonl": '{"id": 1, "frage": "first"}\n{"id": 2, "frage": "第二"}\n',
+    }
+    (tmp_path / name).write_text(contents[name], encoding="utf-8")
+    keys = {} if name == "asked.txt" else {"question_template": "Say {frage}", "keep_columns": "id, frage"}
+    run(dataset=str(tmp_path / name), **keys)
+    rows = lines(tmp_path / "out" / "predictions.jsonl")
+    begins = "" if name == "asked.txt" else "Say "
+    assert [row["messages"][-1]["content"] for row in rows] == [f"{begins}first", f"{begins}第二"]
+    if keys:
+        assert [(str(row["id"]), row["frage"]) for row in rows] == [("1", "first"), ("2", "第二")]
+
+
+def start(tmp_path, config):
+    command = [sys.executable, "-m", "posttrain", "generate", str(config)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_a_killed_command_goes_on_where_it_was(tmp_path, base):
+    rows = [{"instruction": f"Count table {number}."} for number in range(12)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    config = tmp_path / "gen.yaml"
+    keys = "dataset: rows.json\nper_device_eval_batch_size: 1\nmin_new_tokens: 200\nmax_new_tokens: 200\n"
+    config.write_text(f"model_name_or_path: {base}\noutput_file: p.jsonl\n{keys}", encoding="utf-8")
+    partial, deadline = tmp_path / "p.partial.jsonl", time.monotonic() + 60
+    process = start(tmp_path, config)
+    while not partial.exists() or partial.read_bytes().count(b"\n") < 4:
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    process.stdout.close()
+    assert not (tmp_path / "p.jsonl").exists()
+    before = partial.read_bytes()
+    done = [json.loads(line) for line in before[: before.rfind(b"\n")].split(b"\n")[1:]]
+    assert 3 <= len(done) < 12
+    process = start(tmp_path, config)
+    said = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 0, said
+    assert f"{len(done)} of 12 rows are answered in" in said
+    found = lines(tmp_path / "p.jsonl")
+    assert len(found) == 12
+    assert all(found[record["row"]]["predict"] == record["predict"][0] for record in done)
+    assert not partial.exists()

@@ -53,6 +53,9 @@ def test_a_journal_of_other_work_is_refused_by_name(tmp_path):
     with pytest.raises(UserError, match=r"begun with model null \(now 1\)"):
         Journal(path, {**SETTINGS, "model": 1})
     assert path.read_bytes() == before
+    with Journal(written(tmp_path / "empty.jsonl"), {**SETTINGS, "judge": "other"}) as journal:  # it loses nothing
+        assert journal.records == []
+    assert '"other"' in (tmp_path / "empty.jsonl").read_text(encoding="utf-8")
     with Journal(path, {**SETTINGS, "judge": "other"}, start_over=True) as journal:
         assert journal.records == []
     assert b'"row"' not in path.read_bytes()

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +12,14 @@ import time
 import pytest
 
 LONG = ("min_new_tokens=90000", "max_new_tokens=90000")
+
+
+@pytest.fixture(autouse=True)
+def interrupts_are_heard():
+    """What a shell starts in the background ignores Ctrl-C, and so would the processes started here."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

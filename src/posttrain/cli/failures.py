@@ -48,7 +48,7 @@ def failed(message: str, status: int) -> int:
 
 
 def _farewell(args: argparse.Namespace) -> str:
-    if args.command == "label":
+    if args.command in ("label", "generate"):
         return "interrupted. The same command goes on where this one was."
     folder = getattr(args, "output_dir", None)
     # a checkpoint of the model alone cannot be continued from

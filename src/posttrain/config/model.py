@@ -76,7 +76,18 @@ class DataConfig:
     prompt_template: str | None = option(
         None,
         help='A template of your own in one line, `"问:{prompt}\\n\\n答:"`; the answer and its end of sequence follow. '
-        "`{system}` is where a system message goes.",
+        "`{system}` is where a system message goes. Names of columns may stand in the place of `{prompt}`: "
+        '`"{title}\\n{text}\\nTL;DR:"`.',
+    )
+    question_template: str | None = option(
+        None,
+        help='The user\'s message made of columns of its row, `"Summarise: {title}\\n{text}"`; the chat template goes '
+        "around it. Null takes the column of the prompt.",
+    )
+    columns: tuple[str, ...] = option(
+        (),
+        help="What the columns of the rows are for, as under `columns` in `dataset_info.json`: `prompt=question, "
+        "response=reply`; empty goes by that file, else by the names of the columns.",
     )
     train_after_end_of_turn: bool | None = option(
         None,

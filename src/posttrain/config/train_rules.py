@@ -48,7 +48,7 @@ _IDLE: tuple[tuple[str, Callable[[RunConfig], bool], str], ...] = (
         lambda c: c.method.stage not in ("sft", "dpo", "kto"),
         "it is for stages sft, dpo and kto",
     ),
-    ("prompt_template", lambda c: c.method.stage == "pt", "stage pt reads documents as they are"),
+    ("prompt_template question_template", lambda c: c.method.stage == "pt", "stage pt reads documents as they are"),
     (
         "truncation_side",
         lambda c: c.method.stage == "pt" or is_online(c.method.stage),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.config import DataConfig
+from posttrain.data.columns import Question, row_layout
 from posttrain.data.datasets import dataset_table
 from posttrain.data.encode import Report
 from posttrain.data.formats import (
@@ -14,7 +15,6 @@ from posttrain.data.formats import (
     Message,
     Messages,
     UnusableRowError,
-    guess_layout,
     pair_example,
     prompt_example,
 )
@@ -91,14 +91,15 @@ def _read(name: str, data: DataConfig, report: Report) -> list[AnswersExample] |
     spec, table = dataset_table(name, data)
     first_place, first = table[0]
     names = set().union(*(row for _, row in table))
-    layout = spec.layout or guess_layout(first, first_place, names)
+    question = Question.configured(data)
+    layout = row_layout(spec.layout, [first], first_place, data, names)
     if not _has_answers(first, layout, names):
         return None
     found = []
     for where, row in table:
         report.rows_read += 1
         try:
-            found.append(_example(row, layout, where))
+            found.append(_example(row if question is None else question.put_into(row, where), layout, where))
             report.kept += 1
         except UnusableRowError as unusable:
             report.drop(unusable.reason, where)

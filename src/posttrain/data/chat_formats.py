@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
 import yaml
 
+from posttrain.data.columns import Piece, pieces_of, spanned
 from posttrain.errors import UserError
 
 _FIELDS = re.compile(r"\{(content|bos|eos)\}")
@@ -19,8 +19,6 @@ _TOKENS = {"bos": "(bos_token or '')", "eos": "(eos_token or '')"}
 _NO_SYSTEM = "it has no place for a system message: write {system} into prompt_template where it belongs"
 # Stands for a brace of the text while the pieces of a format are told from it.
 _BRACE = "\ue002"
-_ESCAPES = {r"\n": "\n", r"\t": "\t", r"\r": "\r", r"\\": "\\"}
-_ESCAPED = re.compile(r"\\[ntr\\]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,26 +81,23 @@ def prompt_format(text: str) -> ChatFormat:
     r"""The format that ``prompt_template`` asks for: ``问:{prompt}\n\n答:``, then answer and end of sequence.
 
     ``{system}`` is the system message, or nothing; braces that are meant literally are written twice. A line end may
-    be written as ``\n``, as it arrives from YAML in single quotes or without quotes.
+    be written as ``\n``, as it arrives from YAML in single quotes or without quotes. Columns may stand in the place of
+    ``{prompt}``; see ``spanned``.
 
     Raises:
         UserError: no ``{prompt}``, two of them, another name in braces, or a brace on its own.
     """
     key = "prompt_template"
-    text = _ESCAPED.sub(lambda found: _ESCAPES[found[0]], text)
-    try:
-        pieces = list(string.Formatter().parse(text))
-    except ValueError as error:
-        raise UserError(f"{key}: {error}; a brace that is meant literally is written twice, {{{{ or }}}}") from None
-    names = [name for _, name, _, _ in pieces if name is not None]
-    shaped = next((name for _, name, shape, change in pieces if name is not None and (shape or change)), None)
-    if shaped is not None:
-        raise UserError(f"{key}: {{{shaped}}} is put in as it is; leave out what stands behind its name in the braces")
+    pieces = pieces_of(text, key)
+    inner = spanned(pieces)
+    if inner is not None:
+        pieces = inner[0]
+    names = [name for _, name in pieces if name is not None]
     unknown = [name for name in names if name not in ("prompt", "system")]
     if unknown:
         raise UserError(
-            f"{key}: unknown name {{{unknown[0]}}}; known: {{prompt}} and {{system}}. Braces that are meant literally "
-            "are written twice: {{ and }}"
+            f"{key}: unknown name {{{unknown[0]}}}; known: {{prompt}} and {{system}}, or columns of the rows in the "
+            "place of {prompt}. Braces that are meant literally are written twice: {{ and }}"
         )
     for name in ("prompt", "system"):
         if names.count(name) > 1:
@@ -112,10 +107,10 @@ def prompt_format(text: str) -> ChatFormat:
     return _around(pieces)
 
 
-def _around(pieces: list[tuple[str, str | None, str | None, str | None]]) -> ChatFormat:
+def _around(pieces: Sequence[Piece]) -> ChatFormat:
     before: dict[str, str] = {}
     text = ""
-    for literal, name, _, _ in pieces:
+    for literal, name in pieces:
         text += literal
         if name is not None:
             before[name], text = text, ""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.data import encode
 from posttrain.data.cache import kept_splits
+from posttrain.data.columns import Question, row_layout
 from posttrain.data.encode import EncodedPair, EncodedPrompt, Report
 from posttrain.data.files import Row
 from posttrain.data.formats import (
@@ -23,7 +24,6 @@ from posttrain.data.formats import (
     UnpairedExample,
     UnusableRowError,
     chat_example,
-    guess_layout,
     pair_example,
     prompt_example,
     text_example,
@@ -188,11 +188,13 @@ def example_maker(
         UserError: if the layout of the rows is not known.
     """
     named = stage in ("pt", "sft") and data.text_column is not None
-    layout = spec.layout or (Layout() if named else guess_layout(rows[0], f"{spec.place}, row 1", set().union(*rows)))
+    question = None if stage == "pt" or named else Question.configured(data)
+    layout = Layout() if named and spec.layout is None else None
+    layout = layout or row_layout(spec.layout, rows, f"{spec.place}, row 1", data, set().union(*rows))
     make = _maker(layout, stage, data.text_column, margin_column)
 
     def made(row: dict[str, Any], where: str) -> tuple[Example, ...]:
-        found = make(row, where)
+        found = make(row if question is None else question.put_into(row, where), where)
         return grouped(found if isinstance(found, tuple) else (found,), row, where, data.split_key)
 
     return made

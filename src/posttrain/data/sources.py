@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from posttrain.data.columns import check_purpose
 from posttrain.data.files import PACKED, SUFFIXES, Row, kind_of, read_text, rows_of_file
 from posttrain.data.formats import ROLE_NAMES, ChatRole, Layout
 from posttrain.data.hub import NAME, HubSource, rows_of_hub
@@ -18,10 +19,6 @@ from posttrain.errors import UserError
 INFO_FILE = "dataset_info.json"
 ONLINE = "ONLINE"
 _ALPACA_COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
-_PURPOSES = (
-    *("prompt", "query", "response", "history", "system", "messages", "chosen", "rejected", "kto_tag"),
-    *("tools", "images", "videos", "audios"),
-)
 # What stands beside the data in a folder and is none.
 _NO_DATA = re.compile(
     r"\.|(dataset_infos?|dataset_dict|state)\.json$|(readme|licen[cs]e)\b|(source|notice|requirements)\.(txt|md|rst)$",
@@ -266,7 +263,8 @@ def _layout_of_entry(entry: Mapping[str, Any], place: str) -> Layout | None:
     columns, tags = entry.get("columns"), entry.get("tags", {})
     if not all(isinstance(part, Mapping) for part in (columns or {}, tags)):
         raise UserError(f"{place}: `columns` and `tags` must be objects")
-    _check_purposes(columns or {}, place)
+    for purpose in columns or {}:
+        check_purpose(str(purpose), place)
     if columns is None and formatting == "alpaca" and not entry.get("ranking"):
         return None
     messages = "messages" if formatting == "openai" else "conversations"
@@ -289,15 +287,6 @@ def _layout_of_entry(entry: Mapping[str, Any], place: str) -> Layout | None:
         content_tag=str(tags.get("content_tag", "content" if formatting == "openai" else "value")),
         roles=roles,
     )
-
-
-def _check_purposes(columns: Mapping[str, Any], place: str) -> None:
-    """Refuse a column that is given a purpose nobody knows: it would be left out without a word."""
-    for purpose in columns:
-        if purpose not in _PURPOSES:
-            near = difflib.get_close_matches(str(purpose), _PURPOSES, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"it is one of {', '.join(_PURPOSES)}"
-            raise UserError(f"{place}: `columns` gives a column for {purpose!r}; {hint}")
 
 
 def _short(value: Any) -> str:

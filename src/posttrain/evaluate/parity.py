@@ -15,8 +15,8 @@ from torch import Tensor
 from posttrain.algorithms import SFT
 from posttrain.config import RunConfig, is_online
 from posttrain.data.batches import collate
+from posttrain.data.columns import row_layout
 from posttrain.data.datasets import dataset_rows
-from posttrain.data.formats import guess_layout
 from posttrain.data.template import EncodedRow, Template, pad_token_id
 from posttrain.engine import Engine, OptimizerSettings
 from posttrain.errors import UserError
@@ -167,7 +167,7 @@ def _kind(config: RunConfig) -> str:
     if not names:
         return "rm"  # which then says that there are none
     spec, rows = dataset_rows(names[0], config.data)
-    layout = spec.layout or guess_layout(rows[0], f"{spec.place}, row 1", set().union(*rows))
+    layout = row_layout(spec.layout, rows, f"{spec.place}, row 1", config.data, set().union(*rows))
     answers = rows[0].get(layout.columns.get("response", ""))
     return "rm" if "chosen" in layout.columns or isinstance(answers, list) else "sft"
 

@@ -6,7 +6,8 @@ short one behind the longest prompt and grows when a live sequence needs more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -75,10 +76,8 @@ class SlotSampler:
             return []
         self._check_lengths(prompts, params)
         total = sum(prompt.samples for prompt in prompts)
-        longest = max(len(prompt.input_ids) for prompt in prompts)
-        room = longest + min(params.max_new_tokens, FIRST_ROOM)
         with evaluating(self.model):
-            decoder = self.decoder(min(self.num_slots, total), room, longest + params.max_new_tokens)
+            decoder = self._decoder_for(prompts, params)
             records = decoder.static is not None
             groups = [decoder.submit(prompt, params) for prompt in prompts]
             done = 0
@@ -90,6 +89,39 @@ class SlotSampler:
         if records and decoder.static is None:
             self.static = False
         return [sequence.completion() for group in groups for sequence in group.sequences]
+
+    @torch.no_grad()
+    def generate_each(
+        self, prompts: Sequence[Prompt], params: SamplingParams
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """As ``generate``, the completions of a prompt as soon as all of them are there, whichever prompt that is.
+
+        Yields:
+            (place of the prompt in ``prompts``, its completions).
+        """
+        if not prompts:
+            return
+        self._check_lengths(prompts, params)
+        with evaluating(self.model):
+            decoder = self._decoder_for(prompts, params)
+            records = decoder.static is not None
+            under_way = [(place, decoder.submit(prompt, params)) for place, prompt in enumerate(prompts)]
+            while decoder.busy:
+                if not decoder.step():
+                    continue
+                begun = list(takewhile(lambda pair: pair[1].sequences, under_way))
+                done = [pair for pair in begun if all(sequence.finished for sequence in pair[1].sequences)]
+                under_way = [pair for pair in begun if pair not in done] + under_way[len(begun) :]
+                for place, group in done:
+                    yield place, [sequence.completion() for sequence in group.sequences]
+            if records and decoder.static is None:
+                self.static = False
+
+    def _decoder_for(self, prompts: Sequence[Prompt], params: SamplingParams) -> Decoder:
+        total = sum(prompt.samples for prompt in prompts)
+        longest = max(len(prompt.input_ids) for prompt in prompts)
+        room = longest + min(params.max_new_tokens, FIRST_ROOM)
+        return self.decoder(min(self.num_slots, total), room, longest + params.max_new_tokens)
 
     def decoder(self, slots: int, room: int, limit: int) -> Decoder:
         """An empty decoder of this model, for who brings prompts one at a time.

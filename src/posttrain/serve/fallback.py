@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,13 @@ class LibrarySampler:
             if progress is not None:
                 progress(len(completions), total)
         return completions
+
+    def generate_each(
+        self, prompts: Sequence[Prompt], params: SamplingParams
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """(Place of a prompt, its completions), one prompt after the other."""
+        for place, prompt in enumerate(prompts):
+            yield place, self._complete(prompt, params)
 
     def load_weights(self, weights: Mapping[str, Tensor] | None, *, version: int) -> None:
         """Nothing to do: the model is used as it is."""

@@ -1,10 +1,12 @@
-"""``posttrain generate``: completions of a dataset in one file, and how long they took."""
+"""``posttrain generate``: completions of a dataset in one file; what is done outlives a kill."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from posttrain.config import RunConfig
@@ -14,13 +16,14 @@ from posttrain.data.encode import EncodedPrompt, Report
 from posttrain.errors import UserError
 from posttrain.rewards import SqlExecutionReward
 from posttrain.rewards.sql.columns import reference_sql
-from posttrain.rollout import Completion
-from posttrain.serve.model import ChatModel
+from posttrain.serve.journal import Journal
+from posttrain.serve.model import ChatModel, Outfit
 from posttrain.serve.output_file import as_lines, output_file, write_whole
 from posttrain.serve.pairs import PAIRS, preference_pairs
 
 PREDICTIONS = "generated_predictions.jsonl"
 RESULTS = "predict_results.json"
+PARTIAL = ".partial.jsonl"
 SUFFIXES = {".jsonl": "one object per line", ".json": "one list"}
 
 
@@ -35,7 +38,8 @@ def generate(
     ``output_file`` gets one object per row, with ``prompt`` and its ``messages``, ``predict`` (a list where
     ``num_return_sequences`` is more than 1), ``label`` (the row's own answer, or null) and ``keep_columns``; the
     numbers go into ``predict_results.json`` beside it, and with ``preference_judge`` pairs into
-    ``preference_pairs.jsonl``. Each file is whole or absent.
+    ``preference_pairs.jsonl``. Each file is whole or absent. Until then answers are kept in ``*.partial.jsonl``, each
+    row's as soon as it is there, and the same command goes on where a killed one was.
 
     Args:
         config: loaded with ``command="generate"``.
@@ -46,24 +50,22 @@ def generate(
         What ``predict_results.json`` holds.
 
     Raises:
-        UserError: bad configuration, data or folders.
+        UserError: bad configuration, data or folders, or answers of other settings that a killed command left.
         RunError: the file cannot be written.
     """
     target = output_file(config, command="generate", default=PREDICTIONS, suffixes=SUFFIXES)
-    model = ChatModel(config, notify=notify)
-    prompts = _read_prompts(config, model, notify)
+    outfit = Outfit.configured(config, config.model.adapter_name_or_path)
+    prompts = _read_prompts(config, outfit, notify)
     judge = SqlExecutionReward.configured(config) if config.predict.preference_judge else None
     if judge is not None:
         judge.check(prompt.extras for prompt in prompts)
     kept = [_kept(prompt, config.predict.keep_columns, row) for row, prompt in enumerate(prompts, start=1)]
-    began = time.perf_counter()
-    completions = model.complete(
-        [prompt.input_ids for prompt in prompts],
-        num_slots=config.train.per_device_eval_batch_size,
-        progress=lambda done, total: progress("generate", done, total),
-    )
-    seconds = max(time.perf_counter() - began, 1e-9)
-    texts = [[model.text_of(completion) for completion in drawn] for drawn in completions]
+    model = ChatModel(config, notify=notify)
+    partial = target.with_suffix(PARTIAL)
+    settings = _settings(config, outfit, model, prompts)
+    with Journal(partial, settings, start_over=config.train.overwrite_output_dir) as journal:
+        answers = _answers(config, model, prompts, journal, notify=notify, progress=progress)
+    texts = [answer["predict"] for answer in answers]
     rows = [
         {
             "prompt": p.text,
@@ -74,7 +76,7 @@ def generate(
         }
         for p, said, columns in zip(prompts, texts, kept, strict=True)
     ]
-    results = _results(completions, seconds)
+    results = _results(answers)
     write_whole(target, _serialised(rows, as_list=target.suffix == ".json"))
     notify(f"wrote {len(rows)} rows to {target}")
     if judge is not None:
@@ -83,26 +85,74 @@ def generate(
         write_whole(target.with_name(PAIRS), _serialised(pairs, as_list=False))
         notify(f"wrote {len(pairs)} preference pairs to {target.with_name(PAIRS)}")
     write_whole(target.with_name(RESULTS), json.dumps(results, indent=2) + "\n")
+    partial.unlink(missing_ok=True)
     return results
 
 
-def _results(completions: Sequence[Sequence[Completion]], seconds: float) -> dict[str, Any]:
-    """The numbers of ``predict_results.json``."""
-    every = [completion for drawn in completions for completion in drawn]
-    num_tokens = sum(len(completion.token_ids) for completion in every)
+def _settings(config: RunConfig, outfit: Outfit, model: ChatModel, prompts: Sequence[EncodedPrompt]) -> dict[str, Any]:
+    """All that an answer depends on."""
     return {
-        "predict_num_rows": len(completions),
-        "predict_runtime": seconds,
-        "predict_seconds_per_row": seconds / len(completions),
-        "predict_samples_per_second": len(every) / seconds,
-        "predict_tokens": num_tokens,
-        "predict_tokens_per_second": num_tokens / seconds,
-        "predict_mean_length": num_tokens / len(every),
-        "predict_ended_share": sum(completion.ended for completion in every) / len(every),
+        "model_name_or_path": config.model.model_name_or_path,
+        "weights": model.mark,
+        "adapters": [link.fingerprint for link in outfit.source.links],
+        "prompts": hashlib.sha256(json.dumps([prompt.input_ids for prompt in prompts]).encode("ascii")).hexdigest(),
+        "seed": config.train.seed,
+        **dataclasses.asdict(config.generation),
     }
 
 
-def _read_prompts(config: RunConfig, model: ChatModel, notify: Callable[[str], None]) -> list[EncodedPrompt]:
+def _answers(
+    config: RunConfig,
+    model: ChatModel,
+    prompts: Sequence[EncodedPrompt],
+    journal: Journal,
+    *,
+    notify: Callable[[str], None],
+    progress: Callable[[str, int, int], None],
+) -> list[dict[str, Any]]:
+    """The record of each prompt, in their order; what the journal lacks is drawn and added to it.
+
+    A record holds ``row``, the texts ``predict``, how many ``tokens`` they have, how many of them ``ended`` by
+    themselves, and the ``seconds`` that drawing had taken by then, with those of earlier starts.
+    """
+    found = {int(record["row"]): record for record in journal.records}
+    if found:
+        notify(f"{len(found)} of {len(prompts)} rows are answered in {journal.path}; the others follow")
+    samples = config.generation.num_return_sequences
+    before = max((record["seconds"] for record in found.values()), default=0.0)
+    missing = {row: prompt.input_ids for row, prompt in enumerate(prompts) if row not in found}
+    began = time.perf_counter()
+    for row, completions in model.complete_each(missing, num_slots=config.train.per_device_eval_batch_size):
+        found[row] = {
+            "row": row,
+            "predict": [model.text_of(completion) for completion in completions],
+            "tokens": sum(len(completion.token_ids) for completion in completions),
+            "ended": sum(completion.ended for completion in completions),
+            "seconds": before + time.perf_counter() - began,
+        }
+        journal.add(found[row])
+        progress("generate", len(found) * samples, len(prompts) * samples)
+    return [found[row] for row in range(len(prompts))]
+
+
+def _results(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The numbers of ``predict_results.json``."""
+    num_answers = sum(len(answer["predict"]) for answer in answers)
+    num_tokens = sum(answer["tokens"] for answer in answers)
+    seconds = max(1e-9, *(answer["seconds"] for answer in answers))
+    return {
+        "predict_num_rows": len(answers),
+        "predict_runtime": seconds,
+        "predict_seconds_per_row": seconds / len(answers),
+        "predict_samples_per_second": num_answers / seconds,
+        "predict_tokens": num_tokens,
+        "predict_tokens_per_second": num_tokens / seconds,
+        "predict_mean_length": num_tokens / num_answers,
+        "predict_ended_share": sum(answer["ended"] for answer in answers) / num_answers,
+    }
+
+
+def _read_prompts(config: RunConfig, outfit: Outfit, notify: Callable[[str], None]) -> list[EncodedPrompt]:
     names = config.data.dataset or config.data.eval_dataset
     if not names:
         raise UserError(
@@ -110,9 +160,8 @@ def _read_prompts(config: RunConfig, model: ChatModel, notify: Callable[[str], N
         )
     report = Report()
     examples = read_examples(names, config.data, "ppo", report)
-    prompts: list[EncodedPrompt] = encode_examples(
-        examples, model.tokenizer, model.template, config.data, "ppo", report
-    )
+    tokenizer = outfit.source.tokenizer
+    prompts: list[EncodedPrompt] = encode_examples(examples, tokenizer, outfit.template, config.data, "ppo", report)
     notify(report.sentence())
     return prompts
 

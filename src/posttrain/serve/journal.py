@@ -16,8 +16,8 @@ _HEADER = "journal"
 class Journal:
     """A file of JSON objects, one per line, to which each piece of work is added as soon as it is done.
 
-    The first line holds what the work depends on; a journal that was begun with something else is refused. A line that
-    a kill cut off is taken away when the journal is opened.
+    The first line holds what the work depends on; a journal that was begun with something else is refused, unless it
+    holds no work yet. A line that a kill cut off is taken away when the journal is opened.
 
     Attributes:
         path: the file. records: what it holds, the first line left out.
@@ -42,6 +42,7 @@ class Journal:
             whole = b"" if start_over or not path.is_file() else _whole_lines(path.read_bytes())
             if whole:
                 self.records = self._read(whole, settings)
+                whole = whole if self.records else b""
             self._file = path.open("r+b" if path.is_file() else "w+b")
             self._file.truncate(len(whole))
             self._file.seek(len(whole))
@@ -86,7 +87,7 @@ class Journal:
         # as JSON gives them back: a tuple is a list there
         now = json.loads(json.dumps(dict(settings)))
         changed = [name for name in {**now, **begun} if now.get(name) != begun.get(name)]
-        if changed:
+        if changed and len(records) > 1:
             raise UserError(
                 f"{self.path} was begun with {_difference(changed[0], begun, now)}. Name another output_file, or write "
                 "overwrite_output_dir: true to start over"

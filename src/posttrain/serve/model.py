@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import warnings
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -247,6 +247,28 @@ class ChatModel:
         asked = [Prompt(input_ids=tuple(ids), index=i, samples=samples) for i, ids in enumerate(prompts)]
         drawn = sampler.generate(asked, self._params(settings), progress)
         return [drawn[start : start + samples] for start in range(0, len(drawn), samples)]
+
+    def complete_each(
+        self, prompts: Mapping[int, Sequence[int]], settings: GenerationConfig | None = None, *, num_slots: int = 16
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """Completions of rendered prompts, each prompt's as soon as all are there.
+
+        Args:
+            prompts: number -> token ids. The number decides about the random numbers: drawn alone, a prompt gets the
+                completions that it gets among others.
+            settings, num_slots: as for ``complete``.
+
+        Yields:
+            (number, completions).
+        """
+        settings = settings or self.config.generation
+        sampler = SlotSampler(self.model, num_slots=num_slots) if self.is_packed else LibrarySampler(self.model)
+        asked = [
+            Prompt(input_ids=tuple(ids), index=number, samples=settings.num_return_sequences)
+            for number, ids in prompts.items()
+        ]
+        for place, completions in sampler.generate_each(asked, self._params(settings)):
+            yield asked[place].index, completions
 
     def text_of(self, completion: Completion, settings: GenerationConfig | None = None) -> str:
         """A completion's text, without the token that ended it."""
