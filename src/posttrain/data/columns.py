@@ -67,8 +67,8 @@ class Question:
             return None if inner is None else cls(inner[1], "prompt_template")
         if inner is not None:
             raise UserError(
-                "question_template and prompt_template both name columns; write {prompt} into prompt_template where the "
-                "question goes, or leave question_template out"
+                "question_template and prompt_template both name columns; write {prompt} into prompt_template where "
+                "the question goes, or leave question_template out"
             )
         pieces = pieces_of(data.question_template, "question_template")
         if not any(name for _, name in pieces):
