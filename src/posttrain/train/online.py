@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.algorithms import OnlineAlgorithm
@@ -250,12 +251,16 @@ def update(
 
 
 def held_out(
-    run: OnlineRun, prompts: Sequence[EncodedPrompt], judge: Reward | None = None
+    run: OnlineRun,
+    prompts: Sequence[EncodedPrompt],
+    judge: Reward | None = None,
+    record: Callable[[RolloutBatch, Mapping[str, Tensor]], None] = lambda batch, rewards: None,
 ) -> Callable[[], dict[str, float]]:
     """A function that measures the actor on held-out prompts with greedy completions: reward, KL, length.
 
     Args:
         run: the parts. prompts: held out. judge: a reward that is not trained on, for ``eval_judge_reward``.
+        record: given the completions and, by name, their rewards.
     """
     greedy = replace(run.sampling, do_sample=False)
 
@@ -266,6 +271,7 @@ def held_out(
         found = {"eval_reward": measured(run.reward)(batch)}
         if judge is not None:
             found["eval_judge_reward"] = judge(batch)
+        record(batch, found)
         # greedy log-probabilities are recorded at temperature 1
         batch = run.engine.consult((Role.REFERENCE,), batch, temperature=1.0)
         seconds = time.perf_counter() - began

@@ -15,7 +15,7 @@ from posttrain.train.run_directory import RunDirectory
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_INK, _MUTED, _GRID, _LINE = "#1f2933", "#64707d", "#e4e8ec", "#2563a8"
+INK, MUTED, GRID, LINE = "#1f2933", "#64707d", "#e4e8ec", "#2563a8"
 _FEW_POINTS = 12
 
 
@@ -137,38 +137,38 @@ def _draw(chart: Chart, points: Sequence[_Point], path: Path) -> None:
     # The figure is made without pyplot: no display, no global state, no backend to choose.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7.2, 4.2), dpi=144, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    _dress(axes, chart)
+    dress(axes, title=chart.title, along="optimizer step", unit=chart.unit)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     steps, values = [point.step for point in points], [point.value for point in points]
     if len(points) < _FEW_POINTS or not chart.noisy:
-        axes.plot(steps, values, color=_LINE, linewidth=1.8, marker="o", markersize=4.5 if chart.noisy else 0)
+        axes.plot(steps, values, color=LINE, linewidth=1.8, marker="o", markersize=4.5 if chart.noisy else 0)
     else:
-        axes.plot(steps, values, color=_LINE, linewidth=1.0, alpha=0.35, label="each logged step")
-        axes.plot(steps, smoothed(values), color=_LINE, linewidth=2.0, label="smoothed")
+        axes.plot(steps, values, color=LINE, linewidth=1.0, alpha=0.35, label="each logged step")
+        axes.plot(steps, smoothed(values), color=LINE, linewidth=2.0, label="smoothed")
     banded = [point for point in points if point.spread is not None]
     if banded:
         low = [point.value - (point.spread or 0.0) for point in banded]
         high = [point.value + (point.spread or 0.0) for point in banded]
         label = "± one standard deviation"
-        axes.fill_between([point.step for point in banded], low, high, color=_LINE, alpha=0.10, lw=0, label=label)
+        axes.fill_between([point.step for point in banded], low, high, color=LINE, alpha=0.10, lw=0, label=label)
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(frameon=False, fontsize=9, labelcolor=_MUTED)
+        axes.legend(frameon=False, fontsize=9, labelcolor=MUTED)
     canvas.print_figure(str(path))
 
 
-def _dress(axes: Axes, chart: Chart) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.set_title(chart.title, loc="left", fontsize=12, fontweight="bold", color=_INK, pad=10)
-    axes.set_xlabel("optimizer step", color=_MUTED)
-    axes.set_ylabel(chart.unit, color=_MUTED)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+def dress(axes: Axes, *, title: str, along: str, unit: str) -> None:
+    """Title, names of both axes, and the looks that all pictures of a run share."""
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=10)
+    axes.set_xlabel(along, color=MUTED)
+    axes.set_ylabel(unit, color=MUTED)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_MUTED, length=0)
+    axes.tick_params(colors=MUTED, length=0)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(_GRID)
+    axes.spines["bottom"].set_color(GRID)

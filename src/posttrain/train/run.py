@@ -24,6 +24,7 @@ from posttrain.models.given import NOTHING_GIVEN, Given
 from posttrain.models.hub import planned_upload, upload, write_card
 from posttrain.models.load import load_tokenizer
 from posttrain.train.disk import reason
+from posttrain.train.distribution import write_distribution
 from posttrain.train.failures import explained, kept, reading
 from posttrain.train.machine import peak_memory_bytes
 from posttrain.train.metrics import TRAINER_LOG, MetricsLog
@@ -364,9 +365,11 @@ def _write_results(
     directory = parts.directory
     directory.save_model(lambda folder: parts.assembly.save(folder, parts.tokenizer), reads=read_folders(parts.config))
     epoch = {"epoch": results["epoch"]}
-    if parts.config.train.plot_loss and parts.engine.processes.is_first:
+    if parts.engine.processes.is_first:
         try:
-            plot_run(directory)
+            write_distribution(directory, plots=parts.config.train.plot_loss)
+            if parts.config.train.plot_loss:
+                plot_run(directory)
         except OSError as error:
             notify(f"the curves could not be drawn ({reason(error)}); trainer_log.jsonl holds their numbers")
     if evaluation:

@@ -18,7 +18,7 @@ from posttrain.train.checkpoints import NAME, checkpoint_step, holds_state, with
 from posttrain.train.disk import flush_file, flush_folder, flush_tree, is_failed_write, plain, reason, remove
 from posttrain.train.log_lines import parsed, until
 
-LOGS = ("trainer_log.jsonl", "completions.jsonl")
+LOGS = ("trainer_log.jsonl", "completions.jsonl", "eval_completions.jsonl")
 _TRAIN_RESULTS = "train_results.json"
 _ALL_RESULTS = "all_results.json"
 _MARKS = ("config.yaml", LOGS[0])  # what every run of ours writes before it trains, and no other program both

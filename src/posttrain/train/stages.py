@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Protocol, cast
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from posttrain.algorithms import PPO, OnlineAlgorithm, PretrainingLoss
@@ -25,6 +26,7 @@ from posttrain.rollout import Sampler, SamplingParams
 from posttrain.train import offline, online
 from posttrain.train.alarms import Alarms
 from posttrain.train.dealt import DealtReward, DealtSampler
+from posttrain.train.distribution import COMPLETIONS
 from posttrain.train.experience import sequence_kl
 from posttrain.train.fewer_slots import FewerSlots
 from posttrain.train.mixture import Mixture
@@ -138,7 +140,7 @@ class OnlineStage:
         self.evaluate: Callable[[], Mapping[str, float]] | None = None
         judge = make_judge(parts, progress.note)
         if parts.splits.validation:
-            self.evaluate = online.held_out(self.run, parts.splits.validation, judge)
+            self.evaluate = online.held_out(self.run, parts.splits.validation, judge, self._record_evaluation)
 
     def fit(self, monitor: Monitor) -> None:
         """See ``Stage.fit``."""
@@ -181,6 +183,23 @@ class OnlineStage:
             for row, score in zip(rows, scores.tolist(), strict=True):
                 row[f"reward/{name}"] = score
         self._parts.directory.append_jsonl("completions.jsonl", *rows)
+
+    def _record_evaluation(self, batch: RolloutBatch, rewards: Mapping[str, Tensor]) -> None:
+        """Every held-out completion of an evaluation into ``eval_completions.jsonl``."""
+        scores = {name: found.tolist() for name, found in rewards.items()}
+        lengths = batch.loss_mask.sum(dim=1).tolist()
+        rows = [
+            {
+                "step": self._parts.steps_done,
+                "number": number,
+                "prompt": batch.prompts[number],
+                "completion": batch.completions[number],
+                **{name: found[number] for name, found in scores.items()},
+                "response_length": lengths[number],
+            }
+            for number in range(len(lengths))
+        ]
+        self._parts.directory.append_jsonl(COMPLETIONS, *rows)
 
 
 def make_sampler(parts: Parts, actor: PreTrainedModel) -> Sampler:
