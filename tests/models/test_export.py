@@ -397,24 +397,3 @@ def test_an_adapter_without_lineage_that_names_another_model_is_refused(tmp_path
     said = []
     exported(elsewhere, tmp_path / "x", foreign, said)
     assert any("does not record" in sentence for sentence in said)
-
-
-def test_weights_are_cut_into_files_of_the_size_asked_for(tmp_path, base, sft, monkeypatch):
-    monkeypatch.setattr(export, "SHARD_UNIT", "KB")
-    said = []
-    folder = exported(base, tmp_path / "merged", sft, said, export_size=12)
-    index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
-    files = sorted(folder.glob("*.safetensors"))
-    assert {path.name for path in files} == set(index["weight_map"].values())
-    assert len(files) > 2
-    sizes = {path.name: path.stat().st_size for path in files}
-    alone = [name for name in sizes if list(index["weight_map"].values()).count(name) == 1]
-    # a tensor that is larger than that has a file of its own; what describes the tensors comes on top
-    assert all(size < 14_000 for name, size in sizes.items() if name not in alone)
-    assert index["metadata"]["total_size"] == sum(p.numel() for p in load_causal_lm(folder).parameters()) * 4
-    assert f"{len(files)} files" in said[0]
-    expected = logits(with_adapters(base, sft))
-    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(folder)), expected, atol=1e-5, rtol=0)
-    whole = exported(base, tmp_path / "whole", sft, export_size=1000)
-    assert not (whole / "model.safetensors.index.json").exists()
-    assert [path.name for path in whole.glob("*.safetensors")] == ["model.safetensors"]
