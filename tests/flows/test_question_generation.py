@@ -9,11 +9,12 @@ import json
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM, BertTokenizer, GPT2Config, GPT2LMHeadModel
 
 from posttrain.cli import main
 from posttrain.config import load_config
-from posttrain.config.script import IMPLIED
+from posttrain.config.script import IMPLIED, SCRIPT
 from posttrain.data.encode import encode_prompt
 from posttrain.data.formats import Message, PromptExample
 from posttrain.data.template import Template
@@ -148,7 +149,7 @@ def test_its_command_line_trains(ran):
     assert all(row["prompt"].startswith("[CLS]") and row["prompt"].endswith("[SEP]") for row in rows)
 
 
-def test_prediction_prints_several_questions_for_a_text(ran, place, monkeypatch):
+def test_prediction_prints_several_questions_for_a_text(ran, place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     command = "generate --device -1 --model_path ppo_model --dataset data/ppo_train.json --num_return_sequences 2"
     settings = (
@@ -158,6 +159,36 @@ def test_prediction_prints_several_questions_for_a_text(ran, place, monkeypatch)
     rows = [json.loads(line) for line in (place / "questions.jsonl").read_text("utf-8").splitlines()]
     assert [len(row["predict"]) for row in rows] == [2] * len(TEXTS)
     assert rows[0]["messages"][0]["content"] == TEXTS[0]
+    printed = capsys.readouterr().out
+    assert f"[1] {TEXTS[0]}\n  1. {' '.join(rows[0]['predict'][0].split())}\n  2. " in printed
+    assert "[3] " in printed
+    assert "[4] " not in printed
+    assert main([*command.split(), *settings.split(), "--show", "0"]) == 0
+    assert "[1] " not in capsys.readouterr().out
+
+
+def test_its_recipes_run_as_they_are_shipped(place, request, monkeypatch):
+    recipes = request.config.rootpath / "recipes" / "question_generation"
+    monkeypatch.chdir(place)
+    small = "--max_len 64 --query_len 8 --batch_size 2 --update_timesteps 2 --max_steps 2 --disable_tqdm --device -1"
+    assert main(["train", str(recipes / "ppo.yaml"), "--output_dir", "by_recipe", *small.split()]) == 0
+    config = load_config(place / "by_recipe" / "config.yaml")
+    assert {key: config.value(key) for key in IMPLIED} == {**IMPLIED, "ppo_target": 0.0}
+    assert (place / "by_recipe" / "training_loss.png").is_file()
+    asked = "--model_path by_recipe --max_len 64 --query_len 8 --output_file by_recipe.jsonl"
+    assert main(["generate", str(recipes / "predict.yaml"), *asked.split()]) == 0
+    rows = [json.loads(line) for line in (place / "by_recipe.jsonl").read_text("utf-8").splitlines()]
+    assert [len(row["predict"]) for row in rows] == [2] * len(TEXTS)
+
+
+def test_the_recipe_has_the_flags_of_the_script_with_its_defaults(request):
+    folder = request.config.rootpath / "recipes" / "question_generation"
+    written = yaml.safe_load((folder / "ppo.yaml").read_text(encoding="utf-8"))
+    assert {flag: written.get(flag) for flag in SCRIPT} == {**SCRIPT, "output_dir": "ppo_model"}
+    assert {key: written.get(key, True) for key in IMPLIED} == dict(IMPLIED)
+    for name in ("ppo", "predict", "pipeline", "cmrc"):
+        text = (folder / f"{name}.yaml").read_text(encoding="utf-8")
+        assert f"recipes/question_generation/{name}.yaml" in text.partition("\n\n")[0]
 
 
 def test_what_is_wrong_is_said(place, monkeypatch, capsys):

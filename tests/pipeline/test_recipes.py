@@ -90,3 +90,56 @@ def test_the_comparison_trains_and_evaluates_every_algorithm(request):
     assert {stage.kind for stage in trained} == {"dpo", "kto", *ONLINE_STAGES}
     compared = next(stage for stage in pipeline.stages if stage.name == "evaluate").values["variants"]
     assert {entry.split("=")[0] for entry in compared} == {"base", "sft", *(stage.name for stage in trained)}
+
+
+ASKING = "recipes/question_generation/pipeline.yaml"
+CMRC = "recipes/question_generation/cmrc.yaml"
+
+
+def test_the_question_recipes_can_be_read(request):
+    pipeline = load_pipeline(request.config.rootpath / ASKING)
+    assert [stage.kind for stage in pipeline.stages] == ["sft", "rm", "ppo", "generate", "generate"]
+    for prepared in pipeline.prepare:
+        check_prepared(prepared)
+    ppo = pipeline.stages[2].values
+    assert (ppo["reward_clip"], ppo["kl_coef"], ppo["ppo_target"], ppo["gamma"]) == (5.0, 0.02, 0, 1.0)
+    assert (ppo["gae_lambda"], ppo["ppo_epochs"], ppo["repetition_penalty"]) == (0.95, 2, 1.4)
+    assert (ppo["finetuning_type"], ppo["critic"], ppo["ppo_buffer_size"]) == ("full", "model", 4)
+    assert ppo["cutoff_len"] == 160 - 32 - 3
+    assert ppo["model_name_or_path"].endswith("/sft")
+    assert not any("ignored" in note for note in pipeline.warnings)
+    cmrc = load_pipeline(request.config.rootpath / CMRC)
+    assert [stage.kind for stage in cmrc.stages] == ["sft", "rm", "ppo", "generate", "generate"]
+    assert not any("changes nothing" in note for note in (*pipeline.warnings, *cmrc.warnings))
+
+
+@pytest.mark.slow
+def test_the_question_recipe_runs_from_nothing_to_questions(request, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    counts = ("sft=80", "pairs=40", "prompts=32", "heldout=8", "heldout_pairs=8")
+    sizes = ("num_layers=2", "width=32", "num_heads=2")
+    overrides = [
+        f"output_dir={tmp_path / 'out'}",
+        "max_steps=2",
+        "save_steps=1",
+        "report_to=tensorboard",
+        "ppo.query_len=6",
+        "before.query_len=6",
+        "after.query_len=6",
+        *(f"prepare.question_generation.num_{count}" for count in counts),
+        *(f"prepare.new_gpt2.{size}" for size in sizes),
+    ]
+    run_pipeline(request.config.rootpath / ASKING, overrides, lambda sentence: None)
+    out = tmp_path / "out"
+    log = [json.loads(line) for line in (out / "ppo" / "trainer_log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert max(line["current_steps"] for line in log) == 2
+    assert sum("eval_reward" in line for line in log) >= 2  # before the first iteration and at the end
+    assert (out / "ppo" / "checkpoint-2").is_dir()
+    assert list((out / "ppo" / "runs").rglob("events.out.tfevents.*"))
+    for side in ("before", "after"):
+        rows = [json.loads(line) for line in (out / side / "questions.jsonl").read_text("utf-8").splitlines()]
+        assert [len(row["predict"]) for row in rows] == [2] * 8
+        assert all({"kind", "subject", "stated", "label"} <= set(row) for row in rows)
+    said = []
+    run_pipeline(request.config.rootpath / ASKING, overrides, said.append)
+    assert sum(sentence.endswith("done already") for sentence in said) == 5

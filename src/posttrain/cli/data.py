@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,21 +40,24 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     checking.add_argument("--json", action="store_true", help="one JSON object on standard output")
     checking.set_defaults(run=check_data)
     text2sql = actions.add_parser("text2sql", help="Make questions, pairs, documents and SQLite databases.")
-    text2sql.generates = True
+    text2sql.generator = text2sql_generator
     text2sql.set_defaults(run=make_text2sql)
+    asking = actions.add_parser(
+        "question-generation", help="Make passages in Chinese, with questions and pairs of them."
+    )
+    asking.generator = question_generator
+    asking.set_defaults(run=make_questions)
 
 
 class GeneratorParser(OverridingParser):
     """Imports its generator, and declares the generator's flags, only when it is the one that was asked for."""
 
-    generates = False
+    generator: Callable[[], Any] | None = None
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As the parser's own; the flags are declared first."""
-        if self.generates:
-            from posttrain.data.text2sql import generate
-
-            add_flags(self, generate)
+        if self.generator is not None:
+            add_flags(self, self.generator())
         return super().parse_known_args(args, namespace)
 
 
@@ -105,14 +108,38 @@ def is_override(text: str) -> bool:
 
 def make_text2sql(args: argparse.Namespace) -> int:
     """Write the text-to-SQL data set; print how many rows each file has."""
+    manifest = _made(args, text2sql_generator())
+    say(f"{manifest.num_databases} SQLite databases; use the files with dataset_dir: {manifest.directory}")
+    return 0
+
+
+def make_questions(args: argparse.Namespace) -> int:
+    """Write the question-generation data set; print how many rows each file has."""
+    manifest = _made(args, question_generator())
+    say(f"use the files with dataset_dir: {manifest.directory}")
+    return 0
+
+
+def text2sql_generator() -> Callable[..., Any]:
+    """What writes the text-to-SQL data set."""
     from posttrain.data.text2sql import generate
 
+    return generate
+
+
+def question_generator() -> Callable[..., Any]:
+    """What writes the question-generation data set."""
+    from posttrain.data.question_generation import generate
+
+    return generate
+
+
+def _made(args: argparse.Namespace, generate: Callable[..., Any]) -> Any:
     folder = Path(args.output).expanduser()
     manifest = generate(folder, **{name: getattr(args, name) for name in _flags(generate)})
     for name, count in manifest.counts.items():
         print(f"{count:>8}  {folder / name}")
-    say(f"{manifest.num_databases} SQLite databases; use the files with dataset_dir: {folder}")
-    return 0
+    return manifest
 
 
 def add_flags(parser: argparse.ArgumentParser, function: Any) -> None:

@@ -29,6 +29,7 @@ _WHY: Mapping[str, str] = {
     "critic": "a model of its own, started from the reward's",
     "prompt_template": "how its tokenizer encodes a text",
     "cut_prompts": "texts that are too long are cut",
+    "top_k": "transformers' own default at its time",
     "ppo_target": "the coefficient stays as it is",
     "value_coef": "the critic's loss has a backward pass of its own there",
     "clip_grad_per_role": "actor and critic are clipped apart there",

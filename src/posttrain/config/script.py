@@ -44,6 +44,7 @@ IMPLIED: Mapping[str, Any] = {
     "prompt_template": "[CLS]{prompt}[SEP]",
     "cut_prompts": True,
     "truncation_side": "right",
+    "top_k": 50,
     "ppo_target": 0,
     "value_coef": 1.0,
     "clip_grad_per_role": True,

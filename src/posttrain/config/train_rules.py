@@ -51,8 +51,13 @@ _IDLE: tuple[tuple[str, Callable[[RunConfig], bool], str], ...] = (
     ("prompt_template question_template", lambda c: c.method.stage == "pt", "stage pt reads documents as they are"),
     (
         "truncation_side",
-        lambda c: c.method.stage == "pt" or is_online(c.method.stage),
+        lambda c: c.method.stage == "pt" or (is_online(c.method.stage) and not c.data.cut_prompts),
         "nothing is cut there: documents are packed, and prompts that are too long are left out",
+    ),
+    (
+        "cut_prompts",
+        lambda c: not is_online(c.method.stage),
+        "it is for stages that sample; rows that are too long are cut in the others anyway",
     ),
     (
         "adam_beta1 adam_beta2",

@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def prepare(prepared: PreparedData, progress: Callable[[int, int], None]) -> str
     Raises:
         UserError: unknown generator or option, a value of the wrong type, or what the generator refuses.
     """
-    generate = _generators()[prepared.generator]
+    generate = _GENERATORS[prepared.generator]()
     folder = Path(prepared.output).expanduser()
     manifest = generate(folder, seed=prepared.seed, progress=progress, **dict(prepared.options))
     return digest(dict(manifest.digests))
@@ -45,12 +45,11 @@ def check_prepared(prepared: PreparedData) -> None:
     Raises:
         UserError: names the generator, the option and the valid ones.
     """
-    generators = _generators()
-    if prepared.generator not in generators:
+    if prepared.generator not in _GENERATORS:
         raise UserError(
-            f"{prepared.where}: there is no generator `{prepared.generator}`; there is {', '.join(generators)}."
+            f"{prepared.where}: there is no generator `{prepared.generator}`; there is {', '.join(_GENERATORS)}."
         )
-    parameters = inspect.signature(generators[prepared.generator]).parameters
+    parameters = inspect.signature(_GENERATORS[prepared.generator]()).parameters
     known = {name: item.default for name, item in parameters.items() if name not in _NOT_OPTIONS}
     for key, value in prepared.options.items():
         if key not in known:
@@ -74,10 +73,30 @@ def files_are_there(prepared: PreparedData) -> bool:
         return False
 
 
-def _generators() -> dict[str, Callable[..., Any]]:
-    from posttrain.data import text2sql
+def _text2sql() -> Callable[..., Any]:
+    from posttrain.data.text2sql import generate
 
-    return {"text2sql": text2sql.generate}
+    return generate
+
+
+def _question_generation() -> Callable[..., Any]:
+    from posttrain.data.question_generation import generate
+
+    return generate
+
+
+def _new_gpt2() -> Callable[..., Any]:
+    from posttrain.models.new_gpt2 import generate
+
+    return generate
+
+
+# Each is imported where it is used: one of them needs torch.
+_GENERATORS: Mapping[str, Callable[[], Callable[..., Any]]] = {
+    "text2sql": _text2sql,
+    "question_generation": _question_generation,
+    "new_gpt2": _new_gpt2,
+}
 
 
 def _fits(value: object, default: object) -> bool:
