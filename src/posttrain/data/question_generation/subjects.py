@@ -110,12 +110,12 @@ def draw_passage(kind: Kind, subject: str, neighbour: str, rng: Random) -> Passa
         clauses.insert(rng.randrange(1, len(clauses) + 1), f"常与{neighbour}相比较")
     text = rng.choice(kind.opens).format(n=subject, place=place(rng))
     for clause in clauses:
-        if rng.random() < 0.5:
+        if rng.random() < 0.4:
             text += f"，{clause}"
         elif kind.called in clause:
             text += f"。{clause}"
         else:
-            text += f"。{subject if rng.random() < 0.7 else kind.called}{clause}"
+            text += f"。{subject if rng.random() < 0.9 else kind.called}{clause}"
     return Passage(kind=kind, subject=subject, text=f"{text}。", stated=tuple(stated))
 
 
