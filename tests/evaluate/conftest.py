@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -55,4 +56,13 @@ def fluent(tiny_config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fluent") / "sft"
     keys = {"num_train_epochs": 60, "learning_rate": 1e-2, "lora_rank": 16, "save_strategy": "no", "logging_steps": 60}
     train(tiny_config("sft", folder, **keys))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder of public data sets beside the repository."""
+    folder = Path(__file__).resolve().parents[3] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no public data sets beside the repository")
     return folder

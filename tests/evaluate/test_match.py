@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from posttrain.config.use import EvalConfig
@@ -59,3 +61,18 @@ def test_settings_are_those_that_results_depend_on():
     found = Matching(EvalConfig(match="number", match_pattern="(.)")).settings
     assert found["match"] == "number"
     assert found["match_pattern"] == "(.)"
+
+
+def test_every_answer_of_gsm8k_is_read_with_and_without_its_mark(shared):
+    text = (shared / "gsm8k" / "test.jsonl").read_text(encoding="utf-8")
+    answers = [json.loads(line)["answer"] for line in text.splitlines()]
+    plain, marked = (Matching(EvalConfig(match="number", match_pattern=pattern)) for pattern in (None, r"#### *(.+)"))
+    plain.check(answers)
+    marked.check(answers)
+    for answer in answers:
+        number = answer.rpartition("#### ")[2]
+        for rule in (plain, marked):
+            assert rule.record(answer, answer)["correct"]
+            assert not rule.record(f"#### 1{number}", answer)["correct"]
+        assert plain.record(f"So it is {number}.", answer)["correct"]
+        assert not marked.record(f"So it is {number}.", answer)["found"]

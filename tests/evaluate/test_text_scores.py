@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -115,3 +117,17 @@ def test_a_missing_library_is_one_sentence(missing, monkeypatch):
     monkeypatch.setattr(text_scores.importlib, "import_module", absent)
     with pytest.raises(UserError, match=r'not installed: pip install "posttrain\[metrics\]"'):
         TextScores("zh")
+
+
+def test_chinese_titles_are_scored_as_sacrebleu_and_jieba_would(shared):
+    rows = json.loads((shared / "csl_title_zh" / "test.json").read_text(encoding="utf-8"))[:150]
+    titles, openings = [row["title"] for row in rows], [row["content"].strip()[:30] for row in rows]
+    assert fitting_words(titles) == "zh"
+    found, records = corpus(list(zip(openings, titles, strict=True)), "zh")
+    assert found["bleu"] == pytest.approx(sacrebleu.BLEU(tokenize="zh").corpus_score(openings, [titles]).score)
+    assert found["chrf"] == pytest.approx(sacrebleu.CHRF().corpus_score(openings, [titles]).score)
+    # an opening has words of its title; cut at spaces, hardly any would be found
+    assert found["rouge1"] > 10
+    assert sum(record["rouge1"] > 0 for record in records) > 0.8 * len(records)
+    spaced, _ = corpus(list(zip(openings, titles, strict=True)), "intl")
+    assert spaced["rouge1"] < found["rouge1"] / 3
