@@ -162,21 +162,6 @@ def test_who_watches_sees_every_token_and_may_end_a_sequence(model, decoder):
     same(completions(other), alone(model, other.prompt, other.params))
 
 
-def test_memory_of_long_sequences_is_given_back(model, decoder):
-    chance = random.Random(2)
-    first = decoder.submit(make_prompt(chance), params(max_new_tokens=90, stop_token_ids=()))
-    while decoder.busy:
-        decoder.step()
-    assert decoder.cache.capacity > 64
-    decoder.release()
-    assert decoder.cache.capacity == 8
-    assert decoder.cache.num_bytes == 0
-    again = decoder.submit(first.prompt, first.params)
-    while decoder.busy:
-        decoder.step()
-    assert completions(again) == completions(first)
-
-
 def test_steps_say_how_many_sequences_they_finish(decoder):
     chance = random.Random(3)
     total = 0
@@ -185,3 +170,94 @@ def test_steps_say_how_many_sequences_they_finish(decoder):
     while decoder.busy:
         total += decoder.step()
     assert total == 10
+
+
+@pytest.fixture
+def keeper(model):
+    """A decoder that lets long prompts in by parts and computes no beginning twice; and its sampler."""
+    sampler = SlotSampler(model, prefill_tokens=24)
+    with torch.no_grad():
+        yield sampler.decoder(3, 8, 160, keeps=True), sampler
+
+
+def talk(chance, length):
+    return tuple(chance.randrange(8, VOCABULARY) for _ in range(length))
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt2"])
+@pytest.mark.parametrize("seed", range(3))
+def test_prompts_in_parts_on_known_beginnings_get_what_they_get_alone(make_model, family, seed):
+    """Conversations that go on from each other's turns, long and short, some of them cancelled."""
+    chance = random.Random(seed)
+    attention.register()
+    other = make_model(family)
+    other.set_attn_implementation(attention.NAME)
+    sampler = SlotSampler(other, prefill_tokens=24)
+    decoder = sampler.decoder(3, 8, 125, keeps=True)
+    starts = [talk(chance, chance.randint(17, 30)) for _ in range(3)]
+    asked, groups, gone = [], [], set()
+    with torch.no_grad():
+        for turn in range(16):
+            ids = chance.choice(starts) + talk(chance, chance.randint(1, 40))
+            how = params(**chance.choice(WAYS), seed=turn)
+            asked.append((Prompt(input_ids=ids, index=turn, samples=chance.choice([1, 1, 3])), how))
+            groups.append(decoder.submit(*asked[-1]))
+            for _ in range(chance.choice([0, 2, 9])):
+                decoder.step()
+            if chance.random() < 0.2:
+                gone.add(turn)
+                decoder.cancel(groups[turn])
+            if groups[0].sequences and len(ids) < 60:
+                starts[0] = groups[0].prompt.input_ids + tuple(groups[0].sequences[0].token_ids)
+        while decoder.busy:
+            decoder.step()
+    for turn, (group, (prompt, how)) in enumerate(zip(groups, asked, strict=True)):
+        if turn not in gone:
+            same(completions(group), alone(other, prompt, how))
+    assert sampler.counters.reused_tokens > 50
+
+
+def test_the_next_turn_computes_what_is_new(keeper):
+    decoder, sampler = keeper
+    chance = random.Random(4)
+    how = params(max_new_tokens=9, stop_token_ids=())
+    first = decoder.submit(Prompt(input_ids=talk(chance, 20), index=0), how)
+    while decoder.busy:
+        decoder.step()
+    whole = first.prompt.input_ids + tuple(first.sequences[0].token_ids)
+    before = sampler.counters.prefill_tokens
+    decoder.submit(Prompt(input_ids=whole + talk(chance, 5), index=1), how)
+    while decoder.busy:
+        decoder.step()
+    assert sampler.counters.reused_tokens == len(whole) - 1, "all but the token that was drawn last"
+    assert sampler.counters.prefill_tokens - before == 1 + 5
+
+
+def test_a_long_prompt_does_not_hold_up_who_is_answered(keeper):
+    decoder, sampler = keeper
+    chance = random.Random(5)
+    how = params(max_new_tokens=40, stop_token_ids=())
+    short = decoder.submit(Prompt(input_ids=talk(chance, 5), index=0), how)
+    decoder.step()
+    long = decoder.submit(Prompt(input_ids=talk(chance, 100), index=1), how)
+    later = decoder.submit(Prompt(input_ids=talk(chance, 3), index=2), how)
+    seen = []
+    while not long.sequences:
+        before = sampler.counters.prefill_tokens
+        decoder.step()
+        seen.append((len(short.sequences[0].token_ids), sampler.counters.prefill_tokens - before))
+    assert seen == [(2, 24), (3, 24), (4, 24), (5, 24), (6, 4 + 3)]
+    assert later.sequences
+
+
+def test_a_long_prompt_that_is_cancelled_half_way(model, keeper):
+    decoder, _ = keeper
+    chance = random.Random(6)
+    how = params(temperature=1.2)
+    long = decoder.submit(Prompt(input_ids=talk(chance, 100), index=0), how)
+    other = decoder.submit(Prompt(input_ids=talk(chance, 60), index=1), how)
+    decoder.step()
+    decoder.cancel(long)
+    while decoder.busy:
+        decoder.step()
+    same(completions(other), alone(model, other.prompt, how))

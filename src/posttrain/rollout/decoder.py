@@ -4,7 +4,8 @@ Each step is one forward over a packed row: one token for every live slot and, w
 A prompt with G samples is prefilled once; its G first tokens are drawn from that one row of logits, and its keys and
 values are copied to the slots of the samples that go on. Samples for which no slot is free wait with their first token
 drawn; some slot still holds their prompt's keys and values when their turn comes, because waiting samples take freed
-slots before any other prompt does. Live slots stay the first ones: the last moves into a freed place, which copies one
+slots before any other prompt does. A prompt too long for one step, where that is asked for, enters in parts through the
+last slot, before any other. Live slots stay the first ones: the last moves into a freed place, which copies one
 sequence per sequence finished, where gathering live slots would copy all of them at every step.
 """
 
@@ -14,7 +15,7 @@ import math
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +26,9 @@ from posttrain.errors import RunError, UserError
 from posttrain.models.logits import logits_of
 from posttrain.models.work import StepCount
 from posttrain.rollout import sampling
-from posttrain.rollout.in_progress import Group, Sample, Watcher
+from posttrain.rollout.in_progress import Entry, Group, Sample, Watcher
 from posttrain.rollout.kv_cache import KVCache, StepPlan
+from posttrain.rollout.prefixes import Prefixes
 from posttrain.rollout.protocol import Prompt, SamplingParams
 from posttrain.rollout.static_step import RecordingError, StaticStep
 
@@ -40,12 +42,14 @@ class Counters:
         decode_steps: forwards that carried at least one live slot.
         decode_tokens: completion tokens that went through the model.
         static_steps: those of ``decode_steps`` that ran on tensors which stay in place.
+        reused_tokens: prompt tokens whose keys and values were there already.
     """
 
     prefill_tokens: int = 0
     decode_steps: int = 0
     decode_tokens: int = 0
     static_steps: int = 0
+    reused_tokens: int = 0
 
 
 class Decoder:
@@ -60,6 +64,7 @@ class Decoder:
         live: the sequences of slots 0 .. len(live) - 1, None where one has just finished.
         queue: prompts that have not begun. waiting: samples whose first token is drawn and that have no slot yet.
         holds: slot -> the group whose prompt's keys and values lie at its start.
+        counters: work done.
         executed: the slots that the last step carried, live or not, and the tokens of each that it read.
     """
 
@@ -72,8 +77,16 @@ class Decoder:
         counters: Counters,
         value_head: Callable[[Tensor], Tensor] | None = None,
         static: StaticStep | None = None,
+        keeps: bool = False,
     ) -> None:
-        """Take an empty cache; the rest as ``SlotSampler`` has it."""
+        """Take an empty cache.
+
+        Args:
+            model, prefill_tokens, counters, value_head: as ``SlotSampler`` has them.
+            cache: empty. static: of that cache.
+            keeps: prompts longer than ``prefill_tokens`` enter in parts, and none computes a beginning that lies in
+                a slot already, of prompts and completions that are over too. Changes no completion but by rounding.
+        """
         self.model = model
         self.cache = cache
         self.static = static
@@ -82,12 +95,13 @@ class Decoder:
         self.waiting: deque[Sample] = deque()
         self.holds: list[Group | None] = [None] * cache.slots
         self.executed = 0, 0
+        self._prefixes = Prefixes(cache.slots) if keeps else None
+        self._entered = 0  # tokens of the first prompt of the queue that lie in the last slot
         self._prefill_tokens = prefill_tokens
-        self._counters = counters
+        self.counters = counters
         self._value_head = value_head
         self._device = model.get_input_embeddings().weight.device
         self._trunk = model.get_decoder()
-        self._first_room = cache.capacity
         self._count = StepCount.opened(model)
 
     @property
@@ -115,15 +129,12 @@ class Decoder:
     def cancel(self, group: Group) -> None:
         """Forget a prompt and its completions, begun or not; their slots are free for the next step."""
         if group in self.queue:
+            self._entered = 0 if self.queue[0] is group else self._entered
             self.queue.remove(group)
         self.waiting = deque(sequence for sequence in self.waiting if sequence.group is not group)
-        self.live = [None if sequence is not None and sequence.group is group else sequence for sequence in self.live]
-
-    def release(self) -> None:
-        """Give back the memory that long sequences took; nothing may be under way."""
-        if self.cache.capacity > self._first_room:
-            self.cache.clear(self._first_room)
-        self.holds = [None] * self.cache.slots
+        for slot, sequence in enumerate(self.live):
+            if sequence is not None and sequence.group is group:
+                self._leave(slot, sequence)
 
     def step(self) -> int:
         """One forward: a token for every live slot, and prompts for the free ones.
@@ -142,14 +153,14 @@ class Decoder:
             return 0
         contexts = [sequence.cached + 1 for sequence in live]
         logits, values = self._forward(live, admitted)
-        stepped = live + [sequence for group in admitted for sequence in group.sequences]
+        stepped = live + [sequence for entry in admitted for sequence in entry.group.sequences]
         self._draw(logits, values, stepped)
         for slot, sequence in enumerate(live):
             if sequence.finished:
-                self.live[slot] = None
+                self._leave(slot, sequence)
         self._seat(admitted)
         if self._count is not None:
-            prompts = [len(group.prompt.input_ids) for group in admitted]
+            prompts = [entry.stop - entry.start for entry in admitted]
             slots, keys = self.executed
             self._count.add(contexts, prompts, keys=keys, seconds=time.perf_counter() - began, slots=slots)
         return sum(sequence.finished for sequence in stepped)
@@ -169,6 +180,16 @@ class Decoder:
             slot = self.live.index(None)
             self.cache.copy(len(self.live), slot, last.cached)
             self.live[slot], self.holds[slot] = last, last.group
+            self._lies(slot, last.group.prompt.input_ids)
+
+    def _leave(self, slot: int, sequence: Sample) -> None:
+        """Free a slot; what lies in it stays there until something else is written."""
+        self.live[slot] = None
+        self._lies(slot, sequence.cached_tokens if self._prefixes is not None else ())
+
+    def _lies(self, slot: int, tokens: Sequence[int]) -> None:
+        if self._prefixes is not None:
+            self._prefixes.lies(slot, tokens)
 
     def _place(self, sequence: Sample, slot: int) -> None:
         """Put a sequence whose first token is drawn into a slot."""
@@ -176,25 +197,49 @@ class Decoder:
         if self.holds[slot] is not group:
             self.cache.copy(self.holds.index(group), slot, len(group.prompt.input_ids))
             self.holds[slot] = group
+            self._lies(slot, group.prompt.input_ids)
         if slot == len(self.live):
             self.live.append(sequence)
         else:
             self.live[slot] = sequence
 
-    def _admit(self) -> list[Group]:
+    def _admit(self) -> list[Entry]:
         """The next prompts, as many as free slots and the token budget allow."""
-        admitted: list[Group] = []
+        admitted: list[Entry] = []
         free, budget = self.cache.slots - len(self.live), self._prefill_tokens
         while self.queue and free > 0:
-            prompt = self.queue[0].prompt
-            if admitted and len(prompt.input_ids) > budget:
+            group = self.queue[0]
+            entry = self._entry(group, len(self.live) + len(admitted), budget, is_first=not admitted)
+            if entry is None:
                 break
-            free -= prompt.samples
-            budget -= len(prompt.input_ids)
-            admitted.append(self.queue.popleft())
-        for group in admitted:
+            admitted.append(entry)
+            self._entered = 0 if entry.is_last else entry.stop
+            if not entry.is_last:
+                break
+            free -= group.prompt.samples
+            budget -= entry.stop - entry.start
+            self.queue.popleft()
             self._start(group)
         return admitted
+
+    def _entry(self, group: Group, slot: int, budget: int, *, is_first: bool) -> Entry | None:
+        """What of a prompt enters in this step, and what lies before it brought to its slot; None is nothing yet."""
+        ids, last = group.prompt.input_ids, self.cache.slots - 1
+        source, start = last, self._entered
+        if not start and self._prefixes is not None:
+            source, start = self._prefixes.longest(ids)
+        stop = len(ids)
+        if stop - start > budget:
+            if not is_first:
+                return None
+            if self._prefixes is not None:
+                slot, stop = last, start + budget
+        if start and source != slot:
+            self.cache.copy(source, slot, start)
+        if not self._entered:
+            self.counters.reused_tokens += start
+        self._lies(slot, ids[:start])
+        return Entry(group, slot, start, stop)
 
     def _start(self, group: Group) -> None:
         prompt, params = group.prompt, group.params
@@ -216,42 +261,44 @@ class Decoder:
             values: list[float] | None = None if self._value_head is None else []
             group.sequences.append(Sample(group, index, numbers, seen, values))
 
-    def _seat(self, admitted: list[Group]) -> None:
+    def _seat(self, admitted: list[Entry]) -> None:
         """Give the samples of new prompts, their first token drawn, the slots that are free; the others wait."""
-        first = len(self.live)
-        self.live += [None] * len(admitted)
-        for slot, group in enumerate(admitted, start=first):
-            self.holds[slot] = group
-        for slot, group in enumerate(admitted, start=first):
-            for sequence in group.sequences:
+        complete = [entry for entry in admitted if entry.is_last]
+        self.live += [None] * len(complete)
+        for entry in admitted:
+            self._lies(entry.slot, entry.group.prompt.input_ids[: entry.stop])
+            self.holds[entry.slot] = entry.group if entry.is_last else None
+        for entry in complete:
+            for sequence in entry.group.sequences:
                 if sequence.finished:
                     continue
-                if self.live[slot] is None:
-                    self._place(sequence, slot)
+                if self.live[entry.slot] is None:
+                    self._place(sequence, entry.slot)
                 elif len(self.live) < self.cache.slots:
                     self._place(sequence, len(self.live))
                 else:
                     self.waiting.append(sequence)
 
-    def _forward(self, live: list[Sample], admitted: list[Group]) -> tuple[Tensor, Tensor | None]:
+    def _forward(self, live: list[Sample], admitted: list[Entry]) -> tuple[Tensor, Tensor | None]:
         """Logits [S, V] and values [S]: for every live slot, then for every sample of every admitted prompt."""
         positions = [sequence.cached for sequence in live]
-        prompts = [group.prompt.input_ids for group in admitted]
-        self.cache.reserve(max([position + 1 for position in positions] + [len(ids) for ids in prompts]))
+        self.cache.reserve(max([position + 1 for position in positions] + [entry.stop for entry in admitted]))
         tokens = [sequence.token_ids[-1] for sequence in live]
         if not admitted and (found := self._static_answers(tokens, positions)) is not None:
             return found
         self.executed = len(live), max(positions, default=-1) + 1
-        capacity, counters = self.cache.capacity, self._counters
+        capacity, counters = self.cache.capacity, self.counters
         places = [slot * capacity + position for slot, position in enumerate(positions)]
         lengths = [position + 1 for position in positions]
         rows = list(range(len(live)))
-        for slot, (ids, group) in enumerate(zip(prompts, admitted, strict=True), start=len(live)):
-            tokens += ids
-            positions += range(len(ids))
-            places += range(slot * capacity, slot * capacity + len(ids))
-            rows += [len(tokens) - 1] * group.prompt.samples
-        plan = StepPlan(self.cache, self._tensor(places), lengths, [len(ids) for ids in prompts])
+        for entry in admitted:
+            tokens += entry.group.prompt.input_ids[entry.start : entry.stop]
+            positions += range(entry.start, entry.stop)
+            places += range(entry.slot * capacity + entry.start, entry.slot * capacity + entry.stop)
+            rows += [len(tokens) - 1] * (entry.group.prompt.samples if entry.is_last else 0)
+        prompts = [entry.stop - entry.start for entry in admitted]
+        behind = {number: (entry.slot, entry.start) for number, entry in enumerate(admitted) if entry.start}
+        plan = StepPlan(self.cache, self._tensor(places), lengths, prompts, behind)
         out = self._trunk(
             input_ids=self._tensor(tokens)[None], position_ids=self._tensor(positions)[None], use_cache=False, plan=plan
         )
@@ -266,6 +313,8 @@ class Decoder:
         hidden = out.last_hidden_state[0]
         if not admitted:
             return self._answers(hidden)
+        if not rows:
+            return hidden[:0], None
         heads = sorted(set(rows))  # samples of one prompt share its row of logits
         logits, values = self._answers(hidden[heads])
         if len(heads) == len(rows):
@@ -289,7 +338,7 @@ class Decoder:
             self.static = None
             return None
         self.executed = self.static.sizes
-        counters, head = self._counters, self._value_head
+        counters, head = self.counters, self._value_head
         counters.decode_tokens += len(tokens)
         counters.decode_steps += 1
         counters.static_steps += 1

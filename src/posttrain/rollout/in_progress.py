@@ -54,6 +54,11 @@ class Sample:
         return len(self.group.prompt.input_ids) + len(self.token_ids) - 1
 
     @property
+    def cached_tokens(self) -> tuple[int, ...]:
+        """These tokens."""
+        return (*self.group.prompt.input_ids, *self.token_ids[:-1])
+
+    @property
     def finished(self) -> bool:
         """Whether its last token is drawn."""
         return self.ended or self.stopped or len(self.token_ids) == self.group.params.max_new_tokens
@@ -68,6 +73,21 @@ class Sample:
             sample_index=self.sample_index,
             values=self.values,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Tokens ``start`` to ``stop`` of a prompt on their way into a slot, where those before them lie."""
+
+    group: Group
+    slot: int
+    start: int
+    stop: int
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the prompt is complete with them."""
+        return self.stop == len(self.group.prompt.input_ids)
 
 
 Watcher = Callable[[Sample, Tensor], bool]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -54,11 +54,6 @@ class KVCache:
             self.layers[layer] = self._widened(key, capacity), self._widened(value, capacity)
         self.capacity = capacity
 
-    def clear(self, capacity: int) -> None:
-        """Forget everything and give the memory back; ``capacity`` is the room of each slot from now on."""
-        self.layers.clear()
-        self.capacity = capacity
-
     def write(self, layer: int, places: Tensor, key: Tensor, value: Tensor) -> None:
         """Store one layer's keys and values of N tokens.
 
@@ -82,6 +77,12 @@ class KVCache:
         key, value = (
             self._by_slot(stored, self.capacity)[:, :slots, start:stop].transpose(0, 1) for stored in self.layers[layer]
         )
+        return key, value
+
+    def read_slot(self, layer: int, slot: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Views [1, Hkv, stop, D] of the first tokens of one slot."""
+        first = slot * self.capacity
+        key, value = (stored[None, :, first : first + stop] for stored in self.layers[layer])
         return key, value
 
     def copy(self, source: int, target: int, length: int) -> None:
@@ -121,14 +122,16 @@ class StepPlan:
         places: [N] int64, where each of the row's tokens is stored.
         lengths: number of tokens of each live slot, the one of this step included.
         prompts: number of tokens of each prompt, in row order.
+        behind: number of a prompt -> its slot, and how many of its tokens lie there and are not in the row.
     """
 
     cache: KVCache
     places: Tensor
     lengths: Sequence[int]
     prompts: Sequence[int]
+    behind: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     _decode_masks: dict[int | None, tuple[int, Tensor | None]] = field(default_factory=dict)
-    _prompt_masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
+    _prompt_masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict)
 
     def attend(
         self,
@@ -149,12 +152,14 @@ class StepPlan:
         if live:
             parts.append(self._decode(layer, query[0, :, :live], scaling, sliding_window, softcap))
         start = live
-        for length in self.prompts:
+        for number, length in enumerate(self.prompts):
             span = slice(start, start + length)
             start += length
-            parts.append(
-                self._prefill(query[:, :, span], key[:, :, span], value[:, :, span], scaling, sliding_window, softcap)
-            )
+            keys, values = key[:, :, span], value[:, :, span]
+            if number in self.behind:
+                slot, before = self.behind[number]
+                keys, values = self.cache.read_slot(layer, slot, before + length)
+            parts.append(self._prefill(query[:, :, span], keys, values, scaling, sliding_window, softcap))
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
         return out[None]
 
@@ -186,16 +191,20 @@ class StepPlan:
         window: int | None,
         softcap: float | None,
     ) -> Tensor:
-        """Causal attention of one prompt: query [1, Hq, n, D], key and value [1, Hkv, n, D] -> [n, Hq, D]."""
-        length = query.shape[2]
-        window = None if window is None or window >= length else window
-        if window is None and softcap is None:
+        """Causal attention of one prompt's last n tokens: query [1, Hq, n, D], key and value [1, Hkv, m, D], m >= n.
+
+        Returns:
+            [n, Hq, D].
+        """
+        length, total = query.shape[2], key.shape[2]
+        window = None if window is None or window >= total else window
+        if window is None and softcap is None and length == total:
             shared = query.shape[1] != key.shape[1]
             out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=shared)
             return out[0].transpose(0, 1)
-        if (length, window) not in self._prompt_masks:
-            self._prompt_masks[length, window] = _causal(length, window, query)
-        mask = self._prompt_masks[length, window]
+        if (length, total, window) not in self._prompt_masks:
+            self._prompt_masks[length, total, window] = _causal(length, total, window, query)
+        mask = self._prompt_masks[length, total, window]
         groups = query.shape[1] // key.shape[1]
         key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
         if softcap is None:
@@ -243,10 +252,10 @@ def decode_attention(
     return out.flatten(1, 2)
 
 
-def _causal(length: int, window: int | None, like: Tensor) -> Tensor:
-    """[n, n] additive mask: token i reads j <= i, and with a window only the last ``window`` of those."""
-    positions = torch.arange(length, device=like.device)
-    distance = positions[:, None] - positions
+def _causal(length: int, total: int, window: int | None, like: Tensor) -> Tensor:
+    """[n, m] additive mask of the last n of m tokens: i reads j <= i, within a window only its last ones."""
+    positions = torch.arange(total, device=like.device)
+    distance = positions[total - length :, None] - positions
     visible = distance >= 0
     if window is not None:
         visible &= distance < window

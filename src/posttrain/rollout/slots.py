@@ -123,13 +123,14 @@ class SlotSampler:
         room = longest + min(params.max_new_tokens, FIRST_ROOM)
         return self.decoder(min(self.num_slots, total), room, longest + params.max_new_tokens)
 
-    def decoder(self, slots: int, room: int, limit: int) -> Decoder:
+    def decoder(self, slots: int, room: int, limit: int, *, keeps: bool = False) -> Decoder:
         """An empty decoder of this model, for who brings prompts one at a time.
 
         Args:
             slots: sequences side by side.
             room: tokens of each, prompt and completion, that there is room for at first.
             limit: tokens of each that there will ever be.
+            keeps: see ``Decoder``.
         """
         where = self.model.get_input_embeddings().weight.device
         is_static = self.is_static(where)
@@ -143,6 +144,7 @@ class SlotSampler:
             counters=self.counters,
             value_head=self.value_head,
             static=StaticStep(self.model, cache, self.recorder) if is_static else None,
+            keeps=keeps,
         )
 
     def load_weights(self, weights: Mapping[str, Tensor] | None, *, version: int) -> None:

@@ -160,3 +160,26 @@ def test_who_waits_comes_in_while_others_are_answered(server):
     for stream in streams:
         stream.close()
     server.until("live_slots", 0)
+
+
+def test_the_next_turn_of_a_conversation_computes_what_is_new(server):
+    client = server.client()
+    chat = [{"role": "user", "content": "plum fig lime kiwi date peach"}]
+    first = client.chat.completions.create(model="base", messages=chat, temperature=0, max_tokens=20)
+    reused = server.metric("prompt_tokens_reused_total")
+    chat += [{"role": "assistant", "content": first.choices[0].message.content}, {"role": "user", "content": "and?"}]
+    second = client.chat.completions.create(model="base", messages=chat, temperature=0, max_tokens=20)
+    assert server.metric("prompt_tokens_reused_total") - reused >= first.usage.prompt_tokens - 1
+    again = server.client().chat.completions.create(model="base", messages=chat, temperature=0, max_tokens=20)
+    assert again.choices == second.choices
+
+
+def test_memory_of_a_server_at_rest_is_given_back(start, base, monkeypatch):
+    monkeypatch.setattr("posttrain.serve.server.worker.REST_SECONDS", 0.2)
+    server = start(model_name_or_path=str(base), max_new_tokens=5)
+    ask = server.client().chat.completions.create
+    chat = [{"role": "user", "content": "fig"}]
+    first = ask(model="base", messages=chat, temperature=0)
+    assert server.metric("cache_bytes") > 0
+    server.until("cache_bytes", 0)
+    assert ask(model="base", messages=chat, temperature=0).choices == first.choices

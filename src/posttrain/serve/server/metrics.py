@@ -12,6 +12,7 @@ _BOUNDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 
 _COUNTERS = {
     "requests_total": "Requests that were answered, by endpoint and HTTP status.",
     "prompt_tokens_total": "Tokens of prompts that were answered or begun.",
+    "prompt_tokens_reused_total": "Tokens of prompts that were not computed, because they lay in the cache already.",
     "completion_tokens_total": "Tokens that were drawn.",
     "cancelled_total": "Requests whose client went away or whose time was over.",
     "texts_scored_total": "Texts that the reward model scored.",

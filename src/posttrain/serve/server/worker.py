@@ -28,6 +28,9 @@ PREFILL_TOKENS = 512
 FIRST_ROOM = 256
 """Tokens of each slot that there is memory for at first."""
 
+REST_SECONDS = 60.0
+"""Idle for so long, a server gives back the memory of keys and values, and with it what lies there of conversations."""
+
 _SCORED_AT_ONCE = 16
 _LONGEST_PAUSE = 60
 
@@ -143,7 +146,8 @@ class Worker:
         while True:
             with self._wake:
                 while not (self._mail or self._is_stopping or self._has_work()):
-                    self._wake.wait()
+                    if not self._wake.wait(REST_SECONDS if self._decoders else None):
+                        self._decoders.clear()
                 if self._is_stopping:
                     break
                 mail, self._mail = self._mail, deque()
@@ -174,7 +178,7 @@ class Worker:
         if name not in self._decoders:
             context = self.served.context
             sampler = SlotSampler(self.served.model, num_slots=self._slots, prefill_tokens=PREFILL_TOKENS)
-            self._decoders[name] = sampler.decoder(self._slots, min(context, FIRST_ROOM), context)
+            self._decoders[name] = sampler.decoder(self._slots, min(context, FIRST_ROOM), context, keeps=True)
             self._answering[name] = []
         return self._decoders[name]
 
@@ -202,7 +206,7 @@ class Worker:
         decoder = self._decoders[name]
         if not decoder.busy:
             return
-        wears = self.served.voices[name].wears
+        wears, reused = self.served.voices[name].wears, decoder.counters.reused_tokens
         try:
             with torch.no_grad():
                 if len(self.served.voices) > 1 and self._worn != wears:
@@ -213,9 +217,8 @@ class Worker:
             del self._decoders[name]  # what is in its slots is not to be relied on
             self._end(self._answering[name], self._excuse(error))
             return
+        self.metrics.add("prompt_tokens_reused_total", decoder.counters.reused_tokens - reused)
         self._end([job for job in self._answering[name] if job.is_over])
-        if not decoder.busy:
-            decoder.release()
 
     def _score(self, job: ScoreJob) -> None:
         """The next rows of a job, so that those who are being answered need not wait for all of them."""
