@@ -50,3 +50,19 @@ def test_a_wrong_address_ends_with_status_2_and_one_sentence(tiny_config, rows, 
     assert words in said
     assert "secret" not in said
     assert "Traceback" not in said
+
+
+def test_answers_in_a_file_are_judged_by_a_server_and_its_password_is_nowhere(server, tmp_path):
+    row = {"prompt": "how many items?", "db": server.url(), "gold": "SELECT count(*) FROM item"}
+    answers = ["SELECT 40", "SELECT 41", "DROP TABLE item"]
+    lines = [json.dumps({**row, "prompt": f"{row['prompt']} {i}", "predict": said}) for i, said in enumerate(answers)]
+    (tmp_path / "said.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    config = {"task": "sql", "predictions": f"one={tmp_path / 'said.jsonl'}", "output_dir": str(tmp_path / "scores")}
+    path = tmp_path / "eval.json"
+    path.write_text(json.dumps(config), encoding="utf-8")
+    assert main(["eval", str(path)]) == 0
+    results = json.loads((tmp_path / "scores" / "eval_results.json").read_text(encoding="utf-8"))
+    scores = results["variants"]["one"]
+    assert (scores["execution_accuracy"], scores["valid_rate"]) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
+    for file in (tmp_path / "scores").iterdir():
+        assert quote(server.password, safe="").encode() not in file.read_bytes(), file

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from posttrain.errors import UserError
+from posttrain.errors import RewardError, UserError
 from posttrain.rewards.sql import workers
 from posttrain.rewards.sql.sandbox import execute, execute_all
 from posttrain.rewards.sql.workers import EndedError, Pool, limit_of, pool
@@ -131,6 +131,28 @@ def test_a_forked_process_has_workers_of_its_own(monkeypatch):
 
 def test_from_outside_there_is_time_to_connect():
     assert limit_of(2.0, is_server=False) < 5 < limit_of(2.0, is_server=True)
+
+
+def test_a_process_that_cannot_begin_says_why(monkeypatch, shop):
+    monkeypatch.setattr(workers, "_BOOT", "raise SystemExit('no interpreter for you')")
+    own = Pool(1)
+    with pytest.raises(RewardError, match="ends as soon as it begins: no interpreter for you"):
+        own.answer(request(shop, "SELECT 1"), 60)
+    own.close()
+
+
+def test_a_file_that_another_program_locks_is_no_wrong_answer(tmp_path):
+    import sqlite3
+
+    path = tmp_path / "busy.sqlite"
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("CREATE TABLE t (x)")
+    connection.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(UserError, match=r"busy\.sqlite: another program holds a lock on it"):
+        execute(path, "SELECT x FROM t", time_limit_s=0.2)
+    connection.execute("ROLLBACK")
+    connection.close()
+    assert execute(path, "SELECT x FROM t").rows == ()
 
 
 def test_bytes_infinities_and_texts_come_back_as_they_are(shop):

@@ -95,11 +95,11 @@ def run(path: str, sql: str, *, time_limit_s: float, row_limit: int) -> dict[str
         ``rows`` and ``columns``, or ``error`` and ``error_class``. Text that is not UTF-8 has replacement characters.
 
     Raises:
-        PlaceError: the file is no SQLite database.
+        PlaceError: the file is no SQLite database, or locked all the time.
     """
     guard = _Guard(time_limit_s)
     try:
-        with _connection(Path(path), guard) as connection:
+        with _connection(Path(path), guard, time_limit_s) as connection:
             cursor = connection.execute(sql)
             columns = [entry[0] for entry in cursor.description or ()]
             return {"rows": fetched(cursor, row_limit, guard.late), "columns": columns}
@@ -108,12 +108,16 @@ def run(path: str, sql: str, *, time_limit_s: float, row_limit: int) -> dict[str
     except MemoryError:
         return {"error": "the memory limit was reached", "error_class": "too_big"}
     except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
+        if "database is locked" in str(error):
+            raise PlaceError(f"{path}: another program holds a lock on it; run again once that is done") from error
         return {"error": str(error), "error_class": _error_class(str(error), guard)}
 
 
 @contextlib.contextmanager
-def _connection(path: Path, guard: _Guard) -> Iterator[sqlite3.Connection]:
-    connection = sqlite3.connect(_address(path), uri=True, isolation_level=None, cached_statements=0)
+def _connection(path: Path, guard: _Guard, patience_s: float) -> Iterator[sqlite3.Connection]:
+    connection = sqlite3.connect(
+        _address(path), uri=True, isolation_level=None, cached_statements=0, timeout=patience_s
+    )
     try:
         try:
             # Memory first: a file that is none of ours could ask for much.
@@ -122,6 +126,8 @@ def _connection(path: Path, guard: _Guard) -> Iterator[sqlite3.Connection]:
             )
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except sqlite3.DatabaseError as error:
+            if "database is locked" in str(error):
+                raise
             raise PlaceError(f"{path}: not a readable SQLite database ({error})") from error
         for limit, value in _LIMITS.items():
             connection.setlimit(limit, value)

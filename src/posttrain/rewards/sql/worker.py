@@ -51,6 +51,7 @@ def main() -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, sys.stdout.fileno())
     limit_process()
+    send(answers, b"")  # ready
     servers = _Servers()
     with open(os.devnull, "w", encoding="utf-8") as silence:
         while (request := received(requests)) is not None:

@@ -8,11 +8,12 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from typing import Any, cast
 
-from posttrain.errors import RunError
+from posttrain.errors import RewardError
 from posttrain.rewards.sql.limits import GRACE_S
 from posttrain.rewards.sql.worker import received, send
 
@@ -40,15 +41,31 @@ class Worker:
     """One process; its ``deadline`` is when whoever watches should end it."""
 
     def __init__(self) -> None:
+        """Start it and wait until it can be asked.
+
+        Raises:
+            RewardError: it cannot be started; says what it said.
+        """
         path = json.dumps([os.path.abspath(entry) for entry in sys.path])
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-X", "utf8", "-c", _BOOT, path],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            **_GROUP,
-        )
         self.deadline = float("inf")
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-X", "utf8", "-c", _BOOT, path],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._said,
+                **_GROUP,
+            )
+        except OSError as error:
+            self._said.close()
+            raise RewardError(f"no process can be started to run SQL in: {error}") from error
+        if received(cast(Any, self._process.stdout)) is None:
+            self._process.wait()
+            self._said.seek(0)
+            words = self._said.read().decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
+            self.close()
+            raise RewardError(f"the process that runs SQL ends as soon as it begins: {words[-1]}")
 
     @property
     def pid(self) -> int:
@@ -85,6 +102,7 @@ class Worker:
             if pipe is not None:
                 with contextlib.suppress(OSError):  # what could not be sent any more
                     pipe.close()
+        self._said.close()
 
 
 class Pool:
@@ -108,7 +126,7 @@ class Pool:
 
         Raises:
             EndedError: the statement ended its process.
-            RunError: no process can be started.
+            RewardError: no process can be started.
         """
         content = json.dumps(request).encode()
         with self._slots:
@@ -126,7 +144,7 @@ class Pool:
                 return found, time.monotonic() - began
             except OSError as error:
                 if is_last:
-                    raise RunError(f"the processes that run SQL end as soon as they begin ({error})") from error
+                    raise RewardError(f"the processes that run SQL cannot be asked ({error})") from error
             finally:
                 self._give_back(worker, is_fit=found is not None)
         raise AssertionError("unreachable")
@@ -146,10 +164,7 @@ class Pool:
                 self._watch = threading.Thread(target=self._end_late, daemon=True, name="sql watch")
                 self._watch.start()
             worker = self._idle.pop() if self._idle else None
-        try:
-            worker = worker or Worker()
-        except OSError as error:
-            raise RunError(f"no process can be started to run SQL in: {error}") from error
+        worker = worker or Worker()
         with self._lock:
             self._busy.add(worker)
         return worker
