@@ -46,8 +46,8 @@ class Answer:
 
 
 def question(number: int) -> str:
-    """Prompts of four lengths."""
-    return SENTENCE * (1 + number % 4) + f"Question {number}: how long is the river?"
+    """Prompts of four lengths that begin differently, so that none is known from another."""
+    return f"Question {number}: how long is the river? " + SENTENCE * (1 + number % 4)
 
 
 async def ask(client: httpx.AsyncClient, model: str, number: int) -> Answer:

@@ -261,3 +261,21 @@ def test_a_long_prompt_that_is_cancelled_half_way(model, keeper):
     while decoder.busy:
         decoder.step()
     same(completions(other), alone(model, other.prompt, how))
+
+
+def test_beginnings_that_are_moved_and_overwritten_in_one_step(model):
+    """Two prompts change places: the first takes over what lies in the second's slot and is written over its own."""
+    chance = random.Random(7)
+    sampler = SlotSampler(model, prefill_tokens=200)
+    decoder = sampler.decoder(2, 8, 160, keeps=True)
+    one, other, new = talk(chance, 40), talk(chance, 40), talk(chance, 3)
+    how = params(max_new_tokens=12, stop_token_ids=())
+    with torch.no_grad():
+        for first, second, reused in [(one, other, 0), (other + new, one + new, 40), (talk(chance, 30), one + new, 42)]:
+            before = sampler.counters.reused_tokens
+            groups = [decoder.submit(Prompt(input_ids=ids, index=i), how) for i, ids in enumerate((first, second))]
+            while decoder.busy:
+                decoder.step()
+            assert sampler.counters.reused_tokens - before == reused
+            for group in groups:
+                same(completions(group), alone(model, group.prompt, how))

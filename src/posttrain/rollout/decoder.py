@@ -234,11 +234,11 @@ class Decoder:
                 return None
             if self._prefixes is not None:
                 slot, stop = last, start + budget
-        if start and source != slot:
+        if start and source != slot:  # else what lies in the slot does so until the step is made
             self.cache.copy(source, slot, start)
+            self._lies(slot, ids[:start])
         if not self._entered:
             self.counters.reused_tokens += start
-        self._lies(slot, ids[:start])
         return Entry(group, slot, start, stop)
 
     def _start(self, group: Group) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -110,7 +110,7 @@ class Desk:
 _UNCACHED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
-async def _chunks(exchange: Exchange, job: TextJob, writer: Writer, *, with_usage: bool) -> AsyncIterator[str]:
+async def _chunks(exchange: Exchange, job: TextJob, writer: Writer, *, with_usage: bool) -> AsyncGenerator[str, None]:
     """An answer as server-sent events; an error after the first of them is one of them."""
     opened: set[int] = set()
     try:
@@ -137,10 +137,11 @@ async def _chunks(exchange: Exchange, job: TextJob, writer: Writer, *, with_usag
     yield "data: [DONE]\n\n"
 
 
-async def _joined(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
-    yield first
-    async for chunk in rest:
-        yield chunk
+async def _joined(first: str, rest: AsyncGenerator[str, None]) -> AsyncIterator[str]:
+    async with aclosing(rest):  # wherever the sending ends, the job does, too
+        yield first
+        async for chunk in rest:
+            yield chunk
 
 
 def _sent(content: dict[str, Any]) -> str:

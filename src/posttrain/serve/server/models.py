@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,9 @@ from posttrain.data.template import Template
 from posttrain.errors import UserError
 from posttrain.models.backbone import load_backbone
 from posttrain.models.forward import prepare_trunk
-from posttrain.models.lineage import check_template
 from posttrain.models.merging import dress
-from posttrain.models.source import Source, find_source
 from posttrain.models.variants import put_on_all, variant_folders
+from posttrain.serve.model import Outfit
 from posttrain.serve.scoring import FolderScorer
 
 _MOST_POSITIONS = 4096
@@ -98,12 +97,12 @@ def load_served(config: RunConfig, *, notify: Notify, environment: Mapping[str, 
     reward = config.reward.reward_model
     if reward and reward.startswith(("http://", "https://")):
         raise UserError("reward_model: a server cannot be served again; give the folder of a reward model")
-    sources = _sources(config, environment)
+    outfits = _outfits(config, environment)
     scorer_name = Path(reward).name if reward else ""
-    if scorer_name in sources:
+    if scorer_name in outfits:
         raise UserError(f"reward_model: its folder is called {scorer_name}, as one of the models is; rename one")
     model = load_backbone(config)
-    voices = _voices(config, model, sources, notify)
+    voices = _voices(config, model, outfits, notify)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # said below, in other words
         if not prepare_trunk(model):
@@ -120,19 +119,13 @@ def load_served(config: RunConfig, *, notify: Notify, environment: Mapping[str, 
     )
 
 
-def _sources(config: RunConfig, environment: Mapping[str, str] | None) -> dict[str, Source]:
-    """Name -> where that model comes from."""
-    folders = variant_folders(config)
-    if not config.evaluate.variants:
-        source = find_source(config)
-        name = _own_name(
-            config, str(source.outermost if source.links else config.model.model_name_or_path), environment
-        )
-        return {name: source}
-    return {
-        name: find_source(replace(config, model=replace(config.model, adapter_name_or_path=adapters)))
-        for name, adapters in folders.items()
-    }
+def _outfits(config: RunConfig, environment: Mapping[str, str] | None) -> dict[str, Outfit]:
+    """Name -> what that model wears."""
+    if config.evaluate.variants:
+        return {name: Outfit.configured(config, adapters) for name, adapters in variant_folders(config).items()}
+    outfit = Outfit.configured(config, config.model.adapter_name_or_path)
+    outermost = outfit.source.outermost if outfit.source.links else config.model.model_name_or_path
+    return {_own_name(config, str(outermost), environment): outfit}
 
 
 def _own_name(config: RunConfig, folder: str, environment: Mapping[str, str] | None) -> str:
@@ -140,45 +133,29 @@ def _own_name(config: RunConfig, folder: str, environment: Mapping[str, str] | N
     return config.serve.api_model_name or given.get("API_MODEL_NAME") or Path(folder).name or folder
 
 
-def _voices(config: RunConfig, model: Any, sources: Mapping[str, Source], notify: Notify) -> dict[str, Voice]:
+def _voices(config: RunConfig, model: Any, outfits: Mapping[str, Outfit], notify: Notify) -> dict[str, Voice]:
     """Put the adapters on, each once; those of a single model go into the weights."""
-    for source in sources.values():
-        source.check(model, allow_mismatch=config.model.allow_mismatch, notify=notify)
-        if source.last_lineage is not None and source.last_lineage.stage == "rm":
-            notify(f"{source.outermost} is a reward model: serve it with `stage: rm`, or name it in reward_model")
-    templates = {name: _template(config, source, notify) for name, source in sources.items()}
-    skips = config.generation.skip_special_tokens
-    if len(sources) == 1:
-        ((name, source),) = sources.items()
-        dress(model, source.links)
-        return {name: Voice(name=name, template=templates[name], skips_special=skips)}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # peft's, that there are several adapters, which is meant
-        put_on = put_on_all(model, [source.links for source in sources.values()])
+    for outfit in outfits.values():
+        outfit.source.check(model, allow_mismatch=config.model.allow_mismatch, notify=notify)
+        for note in outfit.notes:
+            notify(note)
+    chains = {name: outfit.source.links for name, outfit in outfits.items()}
+    worn: dict[str, str] = {}
+    if len(chains) == 1:
+        dress(model, *chains.values())
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # peft's, that there are several adapters, which is meant
+            worn = put_on_all(model, list(chains.values()))
     return {
         name: Voice(
             name=name,
-            template=templates[name],
-            wears=tuple(put for link in source.links if (put := put_on[link.fingerprint])),
-            skips_special=skips,
+            template=outfit.template,
+            wears=tuple(put for link in chains[name] if (put := worn.get(link.fingerprint))),
+            skips_special=config.generation.skip_special_tokens,
         )
-        for name, source in sources.items()
+        for name, outfit in outfits.items()
     }
-
-
-def _template(config: RunConfig, source: Source, notify: Notify) -> Template:
-    template = Template.configured(source.tokenizer, config.data)
-    note = check_template(
-        source.last_lineage,
-        template.fingerprint,
-        folder=source.outermost,
-        key="template",
-        example=template.example,
-        allow_mismatch=True,
-    )
-    if note:
-        notify(note)
-    return template
 
 
 def _context(config: RunConfig, model: Any) -> int:
