@@ -57,7 +57,7 @@ def test_a_call_that_nothing_interrupts_ends_its_process_in_time(one, shop):
     assert one.answer(request(shop, "SELECT 1"), 60)["rows"] == [[1]]
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(20)
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="processes cannot be stopped here")
 def test_a_process_that_cannot_end_itself_is_ended_from_outside(one, shop):
     one.answer(request(shop, "SELECT 1"), 60)
