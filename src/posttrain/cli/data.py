@@ -39,7 +39,9 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     checking.add_argument("overrides", metavar="key=value", nargs="*", help="settings, such as eval_dataset=dev.json")
     checking.add_argument("--json", action="store_true", help="one JSON object on standard output")
     checking.set_defaults(run=check_data)
-    text2sql = actions.add_parser("text2sql", help="Make questions, pairs, documents and SQLite databases.")
+    text2sql = actions.add_parser(
+        "text2sql", help="Make questions, pairs, documents and SQLite databases; or read Spider, BIRD, WikiSQL ..."
+    )
     text2sql.generator = text2sql_generator
     text2sql.set_defaults(run=make_text2sql)
     asking = actions.add_parser(
@@ -58,6 +60,8 @@ class GeneratorParser(OverridingParser):
         """As the parser's own; the flags are declared first."""
         if self.generator is not None:
             add_flags(self, self.generator())
+        if self.generator is text2sql_generator:
+            add_benchmark_flags(self)
         return super().parse_known_args(args, namespace)
 
 
@@ -108,6 +112,8 @@ def is_override(text: str) -> bool:
 
 def make_text2sql(args: argparse.Namespace) -> int:
     """Write the text-to-SQL data set; print how many rows each file has."""
+    if args.format or args.input:
+        return convert_benchmark(args, Path(args.output).expanduser())
     manifest = _made(args, text2sql_generator())
     say(f"{manifest.num_databases} SQLite databases; use the files with dataset_dir: {manifest.directory}")
     return 0
@@ -140,6 +146,64 @@ def _made(args: argparse.Namespace, generate: Callable[..., Any]) -> Any:
     for name, count in manifest.counts.items():
         print(f"{count:>8}  {folder / name}")
     return manifest
+
+
+def add_benchmark_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that read a benchmark instead of making questions."""
+    group = parser.add_argument_group("a benchmark instead of made-up questions")
+    group.add_argument("--format", metavar="NAME", help="spider, cspider, bird, dusql or wikisql")
+    group.add_argument("--input", metavar="FOLDER", help="the benchmark's folder")
+    group.add_argument(
+        "--invent-rows",
+        type=int,
+        default=0,
+        metavar="N",
+        help="rows to make up for each table of databases that come without content (default: 0, they stay empty)",
+    )
+    group.add_argument("--max-rows", type=int, default=0, metavar="N", help="at most so many questions of each file")
+
+
+def convert_benchmark(args: argparse.Namespace, folder: Path) -> int:
+    """Write a benchmark as a data set; print how many rows each file has, and what was left out."""
+    from posttrain.cli.progress import ProgressLine
+    from posttrain.data.text2sql import generate
+    from posttrain.data.text2sql.benchmarks import FORMATS, convert
+    from posttrain.errors import UserError
+
+    if args.format not in FORMATS or not args.input:
+        given = f"--format {args.format}" if args.format not in FORMATS else "--input is missing"
+        raise UserError(
+            f"{given}: to read a benchmark name both, such as --format spider --input spider/ (formats: "
+            f"{', '.join(FORMATS)})"
+        )
+    for flag in ("invent_rows", "max_rows"):
+        if getattr(args, flag) < 0:
+            raise UserError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: give a number from 0 on")
+    changed = [name for name, default in _flags(generate).items() if getattr(args, name) != default]
+    if changed:
+        raise UserError(f"--{changed[0].replace('_', '-')} is about made-up questions; remove it beside --format")
+    with ProgressLine() as progress:
+        made = convert(
+            args.format,
+            Path(args.input).expanduser(),
+            folder,
+            invent_rows=args.invent_rows,
+            max_rows=args.max_rows,
+            progress=lambda done, total: progress("read questions", done, total),
+        )
+    for name, count in made.counts.items():
+        print(f"{count:>8}  {folder / name}")
+    for where, why in list(made.left_out.items())[:5]:
+        say(f"{where}: left out: {why}")
+    if made.left_out:
+        say(f"{len(made.left_out)} questions are left out, their gold SQL does not run: {folder / 'left_out.jsonl'}")
+    if made.num_empty:
+        say(
+            f"{made.num_empty} of {made.num_databases} databases hold no row, so almost any SQL gives the gold's "
+            "result: get the benchmark's databases, or add --invent-rows 50"
+        )
+    say(f"{made.num_databases} SQLite databases; use the files with dataset_dir: {folder}")
+    return 0
 
 
 def add_flags(parser: argparse.ArgumentParser, function: Any) -> None:

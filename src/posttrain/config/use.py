@@ -93,6 +93,9 @@ class EvalConfig:
         help="In which SQL answers and references are written, translated to that of the database; null runs them as "
         "they stand.",
     )
+    sql_reference_dialect: Literal["sqlite", "oracle", "postgres", "mysql"] | None = option(
+        None, help="In which SQL references are written where that is not `sql_dialect`; null is `sql_dialect`."
+    )
     sql_column_order: Literal["position", "any"] = option(
         "position",
         help="Columns of results are compared by position, as BIRD does, or in any order, as Spider's test suites do.",

@@ -112,7 +112,7 @@ def references(
     Raises:
         UserError: a database is missing, or not one of the statements runs.
     """
-    results = (rules or SqlRules()).executed(list(zip(dbs, golds, strict=True)), progress)
+    results = (rules or SqlRules()).executed(list(zip(dbs, golds, strict=True)), progress, are_references=True)
     found = [Reference(*each) for each in zip(golds, dbs, results, strict=True)]
     if found and not any(reference.runs for reference in found):
         first = found[0]

@@ -18,7 +18,7 @@ from posttrain.evaluate.responses import read_responses
 from posttrain.evaluate.sql import GOLD_FAILS, Outcome, Reference, SqlReport, references, score_sql
 from posttrain.evaluate.text_tasks import ABOUT_ANSWERS
 from posttrain.rewards.sql.columns import Databases, reference_sql
-from posttrain.rewards.sql.dialects import has_sqlglot, target_of
+from posttrain.rewards.sql.dialects import has_sqlglot
 from posttrain.rewards.sql.rules import SqlRules
 
 Progress = Callable[[str, int, int], None]
@@ -117,7 +117,7 @@ class SqlQuestions:
         found = references(golds, dbs, rules, partial(progress, "run the gold SQL"))
         groups = {name: [str(row[name]) for row in rows] for name in GROUPS if all(name in row for row in rows)}
         if "hardness" not in groups and has_sqlglot():
-            dialects = [rules.dialect or target_of(db) for db in dbs]
+            dialects = [rules.dialect_of(db, is_reference=True) for db in dbs]
             groups["hardness"] = [hardness(gold, dialect) for gold, dialect in zip(golds, dialects, strict=True)]
         return cls(rows=tuple(rows), references=tuple(found), groups=groups, rules=rules)
 

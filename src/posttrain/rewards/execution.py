@@ -105,7 +105,8 @@ class SqlExecutionReward:
         numbered = list(zip(rows, numbers, strict=True))
         places = [self._databases.of(row, number) for row, number in numbered]
         references = [reference_sql(row, number) for row, number in numbered]
-        expected = self._executions([self._rules.statement(*each) for each in zip(places, references, strict=True)])
+        wanted_by = zip(places, references, strict=True)
+        expected = self._executions([self._rules.statement(*each, is_reference=True) for each in wanted_by])
         for db, reference, wanted in zip(places, references, expected, strict=True):
             if wanted.error is not None:  # what cannot be judged must not pass for wrong
                 raise UserError(f"the reference SQL does not run on {db}: {_reason(db, wanted)}: {reference}")

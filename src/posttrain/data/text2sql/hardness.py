@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from posttrain.errors import UserError
+from posttrain.data.text2sql.parsing import parsed
 
 LEVELS = ("easy", "medium", "hard", "extra")
 UNKNOWN = "unknown"
@@ -37,15 +37,8 @@ def hardness(sql: str, dialect: str = "sqlite") -> str:
     Raises:
         UserError: sqlglot is not installed.
     """
-    try:
-        import sqlglot
-    except ModuleNotFoundError:
-        raise UserError('levels of hardness need the sqlglot library: pip install "posttrain[sql]"') from None
-    try:
-        tree = sqlglot.parse_one(sql, read=dialect)
-        select = _first_select(tree)
-    except (sqlglot.errors.SqlglotError, RecursionError, ValueError):
-        return UNKNOWN
+    tree = parsed(sql, dialect)
+    select = _first_select(tree) if tree is not None else None
     if select is None:
         return UNKNOWN
     clauses, nested, others = _clauses(select), _nested(select, tree), _others(select)

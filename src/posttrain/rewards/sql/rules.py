@@ -21,13 +21,15 @@ class SqlRules:
 
     Attributes:
         time_limit_s, row_limit: of one statement.
-        dialect: in which predicted and reference statements are written; None is the database's own.
+        dialect: in which statements are written; None is the database's own.
+        reference_dialect: in which references are, where that is another one.
         column_order: as in ``same_result``.
     """
 
     time_limit_s: float = 2.0
     row_limit: int = 10_000
     dialect: str | None = None
+    reference_dialect: str | None = None
     column_order: ColumnOrder = "position"
 
     @classmethod
@@ -38,32 +40,43 @@ class SqlRules:
             UserError: a dialect is named and sqlglot, which translates it, is not installed.
         """
         keys = config.evaluate
-        if keys.sql_dialect:
-            require_sqlglot(f"sql_dialect: {keys.sql_dialect}")
+        for name in ("sql_dialect", "sql_reference_dialect"):
+            if getattr(keys, name):
+                require_sqlglot(f"{name}: {getattr(keys, name)}")
         return cls(
             time_limit_s=keys.sql_time_limit,
             row_limit=keys.sql_row_limit,
             dialect=keys.sql_dialect,
+            reference_dialect=keys.sql_reference_dialect,
             column_order=keys.sql_column_order,
         )
 
-    def statement(self, db: Place, answer: str) -> tuple[Place, str]:
+    def dialect_of(self, db: Place, *, is_reference: bool) -> str:
+        """In which dialect an answer or a reference about a database is written."""
+        own = self.reference_dialect if is_reference else None
+        return own or self.dialect or target_of(db)
+
+    def statement(self, db: Place, answer: str, *, is_reference: bool = False) -> tuple[Place, str]:
         """What is run for an answer: its statement, translated where the database speaks another dialect."""
-        sql = extract_sql(answer)
-        return db, translated(sql, self.dialect, target_of(db)) if self.dialect else sql
+        return db, translated(extract_sql(answer), self.dialect_of(db, is_reference=is_reference), target_of(db))
 
     def executed(
-        self, answers: Sequence[tuple[Place, str]], progress: Callable[[int, int], None] | None = None
+        self,
+        answers: Sequence[tuple[Place, str]],
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        are_references: bool = False,
     ) -> list[Execution]:
         """What the statements of answers give, equal ones run once.
 
         Args:
             answers: database and answer of each. progress: called with (answers done, in all).
+            are_references: whether they are gold statements.
 
         Raises:
             UserError: a database is missing or cannot be used.
         """
-        statements = [self.statement(db, answer) for db, answer in answers]
+        statements = [self.statement(db, answer, is_reference=are_references) for db, answer in answers]
         known: dict[tuple[Place, str], Execution] = {}
         for start in range(0, len(statements), _AT_ONCE):
             part = statements[start : start + _AT_ONCE]
@@ -86,5 +99,6 @@ class SqlRules:
 
     def is_exact(self, gold_sql: str, answer: str, db: Place) -> bool:
         """Whether two statements are the same but for spelling: case, white space, quotes, comments."""
-        dialect = self.dialect or target_of(db)
-        return exact_form(extract_sql(answer), dialect) == exact_form(extract_sql(gold_sql), dialect)
+        _, own = self.statement(db, answer)
+        _, wanted = self.statement(db, gold_sql, is_reference=True)
+        return exact_form(own, target_of(db)) == exact_form(wanted, target_of(db))
