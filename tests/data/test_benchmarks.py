@@ -172,7 +172,7 @@ def wikisql(tmp_path):
     question = {
         "table_id": "1-10-1",
         "question": "Points of ann?",
-        "sql": {"sel": 2, "agg": 4, "conds": [[0, 0, "ann"]]},
+        "sql": {"sel": 2, "agg": 4, "conds": [[0, 0, "ann"], [2, 1, 1000]]},
     }
     write(folder / "dev.jsonl", [question])
     return folder
@@ -181,7 +181,7 @@ def wikisql(tmp_path):
 def test_wikisql_is_written_out(wikisql, tmp_path):
     convert("wikisql", wikisql, tmp_path / "out")
     (row,) = rows_of(tmp_path / "out" / "dev.jsonl")
-    assert row["output"] == "SELECT SUM(Points) FROM table_1_10_1 WHERE Player = 'ann'"
+    assert row["output"] == "SELECT SUM(Points) FROM table_1_10_1 WHERE Player = 'ann' AND Points > 1000"
     assert (
         'CREATE TABLE table_1_10_1 (Player TEXT,\n"No." TEXT,\nPoints NUMERIC,\n"Points 4" NUMERIC);'
         in row["instruction"]

@@ -103,6 +103,16 @@ def test_answers_in_another_dialect(folder):
     assert judged(folder, file)[0]["eval_execution_accuracy"] == pytest.approx(1 / 3)
 
 
+def test_answers_in_another_dialect_than_the_references(folder):
+    rows = [{"instruction": "q", "output": 'SELECT name FROM item WHERE name = "pen"', "db": "shop.sqlite"}]
+    write(folder / "dev.json", rows)
+    file = str(write(folder / "oracle.json", ["SELECT name FROM item WHERE NVL(name, 'x') = 'pen'"]))
+    keys = {"sql_dialect": "oracle", "sql_reference_dialect": "sqlite"}
+    assert judged(folder, file, **keys)[0]["eval_execution_accuracy"] == 1.0
+    with pytest.raises(UserError, match=r"none of the 1 gold statements runs"):
+        judged(folder, file, sql_dialect="oracle")
+
+
 def test_columns_in_any_order(folder):
     rows = [{"instruction": "q", "output": "SELECT name, price FROM item", "db": "shop.sqlite"}]
     write(folder / "dev.json", rows)

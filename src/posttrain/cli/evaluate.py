@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from posttrain.cli.arguments import add_configured
-from posttrain.cli.output import print_block, print_table, say
+from posttrain.cli.output import number, print_block, print_table, say
 from posttrain.cli.progress import ProgressLine
 
 
@@ -28,7 +28,7 @@ def breakdowns(results: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, dict
         yield (
             f"execution accuracy by {group}",
             {
-                variant: {part: [score["execution_accuracy"], *score["interval"]] for part, score in parts.items()}
+                variant: {part: with_interval(score) for part, score in parts.items()}
                 for variant, parts in table.items()
             },
         )
@@ -39,6 +39,12 @@ def breakdowns(results: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, dict
     for item in results.get("differences", []) if results.get("task") == "sql" else ():
         shown = {key: value for key, value in item.items() if key not in ("of", "minus", "metric")}
         yield f"{item['metric']}: {item['of']} - {item['minus']}", {"": shown}
+
+
+def with_interval(score: Mapping[str, Any]) -> str:
+    """An accuracy and its interval."""
+    low, high = score["interval"]
+    return f"{number(score['execution_accuracy'])} [{number(low)}, {number(high)}]"
 
 
 def execute(args: argparse.Namespace) -> int:
