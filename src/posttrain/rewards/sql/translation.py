@@ -12,6 +12,7 @@ from sqlglot.dialects.postgres import Postgres
 from sqlglot.dialects.sqlite import SQLite
 
 from posttrain.rewards.sql.scopes import without_foreign_scopes
+from posttrain.rewards.sql.to_postgres import prepare_for_postgres
 
 MAX_TEXT = 20_000
 _PLAIN_NAME = re.compile(r"[A-Za-z_]\w*")
@@ -92,6 +93,8 @@ def rendered(tree: exp.Query, source: str, target: str) -> str:
     from posttrain.rewards.sql.to_sqlite import RULES
 
     query: Any = without_foreign_scopes(tree.copy(), source, target)
+    if target == "postgres":
+        prepare_for_postgres(query, source)
     if target != "sqlite":
         return str(query.sql(target, unsupported_level=ErrorLevel.IGNORE, comments=False))
     writer = Writer(source)
