@@ -1,6 +1,7 @@
 """SQL of Oracle, PostgreSQL and MySQL run on SQLite: what counts is the rows."""
 
 import sqlite3
+import time
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -298,6 +299,22 @@ def test_a_translation_does_not_explode():
     chain = "SELECT hired" + " + INTERVAL '1' MONTH" * 30 + " FROM emp"
     assert len(translated(chain, "postgres", "sqlite")) <= 2 * MAX_SQL_LENGTH
     assert translated("SELECT " + "1+" * MAX_SQL_LENGTH, "oracle", "sqlite").startswith("SELECT 1+1+")
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT hired" + " + 1" * 2400 + " FROM emp",
+        "SELECT " + " || ".join(["name"] * 1500) + " FROM emp",
+        "SELECT " + "TRUNC(" * 1200 + "pay" + ")" * 1200 + " FROM emp",
+        "SELECT 1 FROM emp WHERE " + " AND ".join(["name = 'x'"] * 500),
+    ],
+)
+@pytest.mark.parametrize("dialect", ["oracle", "postgres", "mysql"])
+def test_long_statements_do_not_hold_up_a_run(sql, dialect):
+    began = time.monotonic()
+    translated(sql, dialect, "sqlite")
+    assert time.monotonic() - began < 8
 
 
 @given(st.text(max_size=60), st.sampled_from(["oracle", "postgres", "mysql"]))

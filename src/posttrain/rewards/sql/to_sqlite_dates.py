@@ -147,6 +147,8 @@ def _sum(node: Any, w: Writer) -> Made:
     if w.source not in ("oracle", "postgres"):
         return None
     kinds = w.moment(left), w.moment(right)
+    if kinds == (None, None) and not _may_be_moment(left):
+        return None
     x, y = w.text(left), w.text(right)
     if sign == -1 and kinds[1] in ("date", "timestamp") and kinds[0] != "days":
         return _apart(x, y, kinds)

@@ -15,6 +15,8 @@ from posttrain.rewards.sql.scopes import without_foreign_scopes
 from posttrain.rewards.sql.to_postgres import prepare_for_postgres
 
 MAX_TEXT = 20_000
+MAX_WORK = 200_000
+"""Characters written for parts of one statement: chains of a thousand sums would else take a minute."""
 _PLAIN_NAME = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -56,6 +58,7 @@ class Writer:
 
     def __init__(self, source: str) -> None:
         self.source = source
+        self._work = 0
 
     def text(self, node: Any) -> str:
         """A part as SQLite reads it, safe to be put into something larger.
@@ -64,7 +67,8 @@ class Writer:
             TooLongError: it has grown too long.
         """
         said = sqlite_text(node)
-        if len(said) > MAX_TEXT:
+        self._work += len(said)
+        if len(said) > MAX_TEXT or self._work > MAX_WORK:
             raise TooLongError("the translation is too long")
         simple = isinstance(node, exp.Column | exp.Literal | exp.Paren | exp.Func | exp.Var | exp.Subquery)
         return said if simple and not isinstance(node, exp.Connector) else f"({said})"
