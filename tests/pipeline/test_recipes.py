@@ -143,3 +143,40 @@ def test_the_question_recipe_runs_from_nothing_to_questions(request, tmp_path, m
     said = []
     run_pipeline(request.config.rootpath / ASKING, overrides, said.append)
     assert sum(sentence.endswith("done already") for sentence in said) == 5
+
+
+SENTIMENT = "recipes/sentiment/pipeline.yaml"
+
+
+def test_the_sentiment_recipe_can_be_read(request):
+    pipeline = load_pipeline(request.config.rootpath / SENTIMENT)
+    assert [stage.kind for stage in pipeline.stages] == ["sft", "rm", "export", "ppo"]
+    for prepared in pipeline.prepare:
+        check_prepared(prepared)
+    ppo = pipeline.stages[-1].values
+    assert ppo["reward_classifier"].endswith("/classifier")
+    assert ppo["model_name_or_path"].endswith("/sft")
+    assert (ppo["dataset_dir"], ppo["cutoff_len"]) == (pipeline.stages[0].values["dataset_dir"], 64)
+    assert not any("changes nothing" in note or "ignored" in note for note in pipeline.warnings)
+
+
+@pytest.mark.slow
+def test_the_sentiment_recipe_runs_from_nothing_to_a_picture(request, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    counts = ("sft=80", "pairs=64", "prompts=32", "heldout=8", "heldout_pairs=8")
+    overrides = [
+        f"output_dir={tmp_path / 'out'}",
+        "max_steps=2",
+        "ppo.max_new_tokens=8",
+        *(f"prepare.reviews.num_{count}" for count in counts),
+        *(f"prepare.new_gpt2.{size}" for size in ("num_layers=2", "width=32", "num_heads=2")),
+    ]
+    run_pipeline(request.config.rootpath / SENTIMENT, overrides, lambda sentence: None)
+    out = tmp_path / "out" / "ppo"
+    found = json.loads((out / "reward_distribution.json").read_text(encoding="utf-8"))
+    assert (found["before"]["step"], found["after"]["step"]) == (0, 2)
+    assert len(found["rewards"]["before"]) == len(found["rewards"]["after"]) == 8
+    assert (out / "reward_distribution.png").is_file()
+    lines = [json.loads(line) for line in (out / "eval_completions.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(lines) == 16
+    assert all(line["prompt"].startswith("[CLS]") for line in lines)

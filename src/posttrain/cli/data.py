@@ -49,6 +49,9 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     asking.generator = question_generator
     asking.set_defaults(run=make_questions)
+    reviews = actions.add_parser("reviews", help="Make reviews in Chinese that praise and blame, and pairs of them.")
+    reviews.generator = review_generator
+    reviews.set_defaults(run=make_reviews)
 
 
 class GeneratorParser(OverridingParser):
@@ -126,6 +129,13 @@ def make_questions(args: argparse.Namespace) -> int:
     return 0
 
 
+def make_reviews(args: argparse.Namespace) -> int:
+    """Write the reviews; print how many rows each file has."""
+    manifest = _made(args, review_generator())
+    say(f"use the files with dataset_dir: {manifest.directory}")
+    return 0
+
+
 def text2sql_generator() -> Callable[..., Any]:
     """What writes the text-to-SQL data set."""
     from posttrain.data.text2sql import generate
@@ -136,6 +146,13 @@ def text2sql_generator() -> Callable[..., Any]:
 def question_generator() -> Callable[..., Any]:
     """What writes the question-generation data set."""
     from posttrain.data.question_generation import generate
+
+    return generate
+
+
+def review_generator() -> Callable[..., Any]:
+    """What writes the reviews."""
+    from posttrain.data.reviews import generate
 
     return generate
 

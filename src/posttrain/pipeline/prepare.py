@@ -85,6 +85,12 @@ def _question_generation() -> Callable[..., Any]:
     return generate
 
 
+def _reviews() -> Callable[..., Any]:
+    from posttrain.data.reviews import generate
+
+    return generate
+
+
 def _new_gpt2() -> Callable[..., Any]:
     from posttrain.models.new_gpt2 import generate
 
@@ -95,6 +101,7 @@ def _new_gpt2() -> Callable[..., Any]:
 _GENERATORS: Mapping[str, Callable[[], Callable[..., Any]]] = {
     "text2sql": _text2sql,
     "question_generation": _question_generation,
+    "reviews": _reviews,
     "new_gpt2": _new_gpt2,
 }
 
