@@ -86,8 +86,7 @@ class SlotSampler:
                 done += finished
                 if progress is not None and finished:
                     progress(done, total)
-        if records and decoder.static is None:
-            self.static = False
+        self._remember(decoder, records=records)
         return [sequence.completion() for group in groups for sequence in group.sequences]
 
     @torch.no_grad()
@@ -114,8 +113,12 @@ class SlotSampler:
                 under_way = [pair for pair in begun if pair not in done] + under_way[len(begun) :]
                 for place, group in done:
                     yield place, [sequence.completion() for sequence in group.sequences]
-            if records and decoder.static is None:
-                self.static = False
+        self._remember(decoder, records=records)
+
+    def _remember(self, decoder: Decoder, *, records: bool) -> None:
+        """A step that could not be recorded is not tried again."""
+        if records and decoder.static is None:
+            self.static = False
 
     def _decoder_for(self, prompts: Sequence[Prompt], params: SamplingParams) -> Decoder:
         total = sum(prompt.samples for prompt in prompts)
