@@ -32,7 +32,7 @@ def judged(completion, reference, **keys):
         ("3.14", "3.1416", {"match": "number", "match_tolerance": 1e-3}, True),
         ("#### 5\nor else 6", "why not\n#### 5", {"match": "number", "match_pattern": r"####\s*(\S+)"}, True),
         ("the answer is (B).", "B", {"match_pattern": r"answer is \(?([A-D])"}, True),
-        ("first (A), finally answer is C", "C", {"match_pattern": r"answer is \(?([A-D])"}, True),
+        ("The answer is A. No: the answer is (C)", "C", {"match_pattern": r"answer is \(?([A-D])"}, True),
         ("no letter at all", "B", {"match_pattern": r"answer is \(?([A-D])"}, False),
     ],
 )
