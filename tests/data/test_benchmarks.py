@@ -189,6 +189,37 @@ def test_wikisql_is_written_out(wikisql, tmp_path):
     assert query(tmp_path / "out" / row["db"], row["output"]) == [(1200,)]
 
 
+def test_prompts_with_a_schema_get_a_database(tmp_path):
+    from posttrain.config import load_config
+    from posttrain.evaluate.run import evaluate
+
+    gold = "SELECT * FROM 委托备案信息 WHERE TO_DATE(备案有效期, 'YYYY-MM-DD') > NOW();"
+    prompt = "<question>:查看在今天之后的信息\nCREATE TABLE 委托备案信息 (序号 FLOAT,\n备案有效期 VARCHAR(255));"
+    write(tmp_path / "in" / "train_clean.json", [{"instruction": prompt, "input": "", "output": gold}])
+    convert("prompts", tmp_path / "in", tmp_path / "out", invent_rows=40, dialect="postgres")
+    (row,) = rows_of(tmp_path / "out" / "train_clean.jsonl")
+    assert (row["instruction"], row["output"], row["language"]) == (prompt, gold, "zh")
+    assert query(tmp_path / "out" / row["db"], "SELECT COUNT(*) FROM 委托备案信息") == [(40,)]
+    write(
+        tmp_path / "said.json",
+        [
+            gold.replace("SELECT *", "SELECT 序号, 备案有效期"),
+        ],
+    )
+    write(tmp_path / "wrong.json", ["SELECT * FROM 委托备案信息 WHERE 备案有效期 < NOW()"])
+    keys = {"task": "sql", "dataset_dir": str(tmp_path / "out"), "eval_dataset": "prompts_train_clean"}
+    files = [str(tmp_path / "said.json"), str(tmp_path / "wrong.json")]
+    config = load_config({**keys, "sql_dialect": "postgres", "predictions": files}, command="eval")
+    said = []
+    results = evaluate(config, said.append)
+    assert results["variants"]["said"]["execution_accuracy"] == 1.0
+    assert results["variants"]["wrong"]["execution_accuracy"] == 0.0
+    assert not any("find no row" in sentence for sentence in said)
+    write(tmp_path / "in" / "more.json", [{"instruction": "no schema", "output": "SELECT 1"}])
+    with pytest.raises(UserError, match=r"more\.json, row 1: no CREATE TABLE in the prompt"):
+        convert("prompts", tmp_path / "in", tmp_path / "out")
+
+
 def _set(path, value):
     return lambda folder: write(folder / path, value)
 
@@ -236,7 +267,7 @@ def test_the_command(spider, tmp_path, capsys):
     assert main(arguments) == 0
     assert "dev.jsonl" in capsys.readouterr().out
     for wrong, words in (
-        (["--format", "spidr"], "spider, cspider, bird, dusql, wikisql"),
+        (["--format", "spidr"], "spider, cspider, bird, dusql, wikisql, prompts"),
         (["--num-sft", "9"], "--num-sft is about made-up questions"),
         (["--input", str(tmp_path / "gone")], "there is no such folder"),
         (["--invent-rows", "-1"], "--invent-rows -1"),

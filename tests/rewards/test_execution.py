@@ -9,6 +9,7 @@ from posttrain.errors import RewardError, UserError
 from posttrain.rewards import SqlExecutionReward
 from posttrain.rewards.sql import cache
 from posttrain.rewards.sql.columns import database, reference_sql
+from posttrain.rewards.sql.rules import SqlRules
 from posttrain.rewards.sql.sandbox import execute_all
 from posttrain.types import RolloutBatch
 
@@ -59,6 +60,15 @@ def test_order_counts_where_the_reference_orders(folder):
     loose = {"db": "shop.sqlite", "output": "SELECT name FROM item"}
     assert SqlExecutionReward(folder)(batch(backwards, ordered)).tolist() == pytest.approx([0.2])
     assert SqlExecutionReward(folder)(batch(backwards, loose)).tolist() == [1.0]
+
+
+def test_answers_and_references_in_another_dialect_are_translated(folder):
+    row = {"db": "shop.sqlite", "gold": "SELECT name FROM item WHERE NVL(price, 0) > 4 AND ROWNUM <= 1"}
+    answers = ["SELECT name FROM item WHERE DECODE(price, 5, 1, 0) = 1", "SELECT name FROM item WHERE ROWNUM <= 1", "x"]
+    oracle = SqlExecutionReward(folder, SqlRules(dialect="oracle"))
+    assert oracle(batch(answers, row)).tolist() == pytest.approx([1.0, 0.2, 0.0])
+    with pytest.raises(UserError, match="reference SQL does not run"):
+        SqlExecutionReward(folder)(batch(answers, row))
 
 
 def test_databases_are_found_in_their_folder_or_beside(folder):

@@ -168,7 +168,7 @@ def _made(args: argparse.Namespace, generate: Callable[..., Any]) -> Any:
 def add_benchmark_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that read a benchmark instead of making questions."""
     group = parser.add_argument_group("a benchmark instead of made-up questions")
-    group.add_argument("--format", metavar="NAME", help="spider, cspider, bird, dusql or wikisql")
+    group.add_argument("--format", metavar="NAME", help="spider, cspider, bird, dusql, wikisql or prompts")
     group.add_argument("--input", metavar="FOLDER", help="the benchmark's folder")
     group.add_argument(
         "--invent-rows",
@@ -176,6 +176,12 @@ def add_benchmark_flags(parser: argparse.ArgumentParser) -> None:
         default=0,
         metavar="N",
         help="rows to make up for each table of databases that come without content (default: 0, they stay empty)",
+    )
+    group.add_argument(
+        "--sql-dialect",
+        choices=("sqlite", "oracle", "postgres", "mysql"),
+        default="sqlite",
+        help="in which the gold SQL is written (default: sqlite, which is tried on each database)",
     )
     group.add_argument("--max-rows", type=int, default=0, metavar="N", help="at most so many questions of each file")
 
@@ -206,6 +212,7 @@ def convert_benchmark(args: argparse.Namespace, folder: Path) -> int:
             folder,
             invent_rows=args.invent_rows,
             max_rows=args.max_rows,
+            dialect=args.sql_dialect,
             progress=lambda done, total: progress("read questions", done, total),
         )
     for name, count in made.counts.items():

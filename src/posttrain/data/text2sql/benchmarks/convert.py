@@ -19,6 +19,7 @@ from posttrain.data.text2sql.benchmarks.databases import (
     written_schema,
 )
 from posttrain.data.text2sql.benchmarks.invented import asked_values, invented_rows
+from posttrain.data.text2sql.benchmarks.prompts import Prompted
 from posttrain.data.text2sql.benchmarks.sources import Asked, Benchmark, Held
 from posttrain.data.text2sql.benchmarks.spider import SpiderLike
 from posttrain.data.text2sql.benchmarks.wikisql import WikiSQL
@@ -31,6 +32,7 @@ FORMATS: Mapping[str, Callable[[Path], Benchmark]] = {
     "bird": SpiderLike,
     "dusql": SpiderLike,
     "wikisql": WikiSQL,
+    "prompts": Prompted,
 }
 LEFT_OUT = "left_out.jsonl"
 _CHINESE = re.compile("[\u4e00-\u9fff]")
@@ -60,6 +62,7 @@ def convert(
     *,
     invent_rows: int = 0,
     max_rows: int = 0,
+    dialect: str = "sqlite",
     progress: Callable[[int, int], None] | None = None,
 ) -> Converted:
     """Write a benchmark's questions as rows with schema, gold SQL and database, and its databases as SQLite files.
@@ -68,6 +71,7 @@ def convert(
         name: one of ``FORMATS``. source: the benchmark's folder. directory: to write, made where it is missing.
         invent_rows: of each table of a database that comes without content; 0 leaves it empty.
         max_rows: at most so many questions of each file; 0 takes all.
+        dialect: in which gold SQL is written; only SQLite's is tried on its database.
         progress: called with (questions done, in all).
 
     Raises:
@@ -77,14 +81,14 @@ def convert(
         raise UserError(f"{source}: there is no such folder")
     benchmark = FORMATS[name](source)
     asked = list(_first(benchmark.questions(), max_rows))
-    made = _Databases(benchmark, directory, asked, invent_rows)
+    made = _Databases(benchmark, directory, asked, invent_rows, dialect)
     rows: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     left_out: dict[str, dict[str, Any]] = {}
     for number, question in enumerate(asked, start=1):
         path = made.path(question)
-        error = complaint(directory / path, question.sql)
+        error = complaint(directory / path, question.sql) if dialect == "sqlite" else None
         if error is None:
-            rows[question.split].append(_row(question, path, made.shown(question)))
+            rows[question.split].append(_row(question, path, made.shown(question), dialect))
         else:
             reason = {"where": question.where, "db_id": question.db_id, "error": error}
             left_out[question.where] = {**reason, "question": question.text, "gold": question.sql}
@@ -114,10 +118,13 @@ def _first(questions: Iterable[Asked], max_rows: int) -> Iterator[Asked]:
 class _Databases:
     """The databases that questions need, put into the folder when the first question needs them."""
 
-    def __init__(self, benchmark: Benchmark, directory: Path, asked: list[Asked], invent_rows: int) -> None:
+    def __init__(
+        self, benchmark: Benchmark, directory: Path, asked: list[Asked], invent_rows: int, dialect: str
+    ) -> None:
         self.known: dict[str, str] = {}
         self.num_built = 0
         self._benchmark, self._directory, self._invent_rows = benchmark, directory, invent_rows
+        self._dialect = dialect
         self._held: dict[str, Held] = {}
         self._written: dict[str, Mapping[str, str]] = {}
         self._golds: defaultdict[str, list[str]] = defaultdict(list)
@@ -138,7 +145,9 @@ class _Databases:
         path = f"databases/{_SAFE.sub('_', db_id)}.sqlite"
         extra = {}
         if held.schema and held.file is None and not any(held.rows.values()) and self._invent_rows:
-            extra = invented_rows(held.schema, self._invent_rows, asked_values(self._golds[db_id]), db_id)
+            extra = invented_rows(
+                held.schema, self._invent_rows, asked_values(self._golds[db_id], self._dialect), db_id
+            )
         place_database(held, self._directory / path, extra)
         self.num_built += held.file is None
         self._held[db_id], self.known[db_id] = held, path
@@ -154,11 +163,11 @@ class _Databases:
         return "\n".join(self._written[question.db_id].values())
 
 
-def _row(question: Asked, path: str, schema: str) -> dict[str, Any]:
+def _row(question: Asked, path: str, schema: str, dialect: str) -> dict[str, Any]:
     hint = f"\n<evidence>:{question.hint}" if question.hint else ""
-    level = question.level or (hardness(question.sql) if find_spec("sqlglot") else None)
+    level = question.level or (hardness(question.sql, dialect) if find_spec("sqlglot") else None)
     return {
-        "instruction": f"<question>:{question.text}{hint}\n{schema}",
+        "instruction": question.prompt or f"<question>:{question.text}{hint}\n{schema}",
         "input": "",
         "output": question.sql,
         "db": path,

@@ -12,12 +12,13 @@ from posttrain.data.text2sql.benchmarks.schema import Schema, TableSchema
 
 _ASKED_SHARE = 0.5
 _NULL_SHARE = 0.05
+_DAYS = ("2019-06-15", "2021-03-01", "2023-12-31", "2036-01-01", "2040-07-01")
 Asked = dict[str, list[Any]]
 """Column in small letters -> values that statements compare it with."""
 
 
-def asked_values(statements: Iterable[str]) -> Asked:
-    """What gold statements compare columns with, so that they find something.
+def asked_values(statements: Iterable[str], dialect: str = "sqlite") -> Asked:
+    """What gold statements compare columns with, so that they find something; dates for what they read as a date.
 
     Raises:
         UserError: sqlglot is not installed.
@@ -26,7 +27,7 @@ def asked_values(statements: Iterable[str]) -> Asked:
 
     found: defaultdict[str, dict[Any, None]] = defaultdict(dict)
     for sql in statements:
-        tree = parsed(sql)
+        tree = parsed(sql, dialect)
         for column, value in _compared(tree) if tree is not None else ():
             found[column.lower()][value] = None
     return {column: list(values) for column, values in found.items()}
@@ -35,6 +36,11 @@ def asked_values(statements: Iterable[str]) -> Asked:
 def _compared(tree: Any) -> Iterable[tuple[str, Any]]:
     from sqlglot import exp
 
+    for node in tree.find_all(exp.StrToDate, exp.StrToTime, exp.TsOrDsToDate, exp.Extract, exp.Cast, exp.DateDiff):
+        if isinstance(node, exp.Cast) and node.to.this not in exp.DataType.TEMPORAL_TYPES:
+            continue
+        for column in node.find_all(exp.Column):
+            yield from ((column.name, day) for day in _DAYS)
     kinds = (exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.Like, exp.In, exp.Between)
     for node in tree.find_all(*kinds):
         column = node.this

@@ -23,6 +23,7 @@ class Asked:
     Attributes:
         split: name of the file that it goes into. where: it stood. level: its hardness where the benchmark says.
         tables: of the database that are shown with it; None for all. hint: what the benchmark adds to the question.
+        prompt: the whole of what is asked, where the rows say; else it is made of question, hint and schema.
     """
 
     split: str
@@ -33,6 +34,7 @@ class Asked:
     level: str | None = None
     tables: tuple[str, ...] | None = None
     hint: str = ""
+    prompt: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
