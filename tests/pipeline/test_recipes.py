@@ -103,13 +103,14 @@ def test_the_question_recipes_can_be_read(request):
         check_prepared(prepared)
     ppo = pipeline.stages[2].values
     assert (ppo["reward_clip"], ppo["kl_coef"], ppo["ppo_target"], ppo["gamma"]) == (5.0, 0.02, 0, 1.0)
-    assert (ppo["gae_lambda"], ppo["ppo_epochs"], ppo["repetition_penalty"]) == (0.95, 2, 1.4)
+    assert (ppo["gae_lambda"], ppo["ppo_epochs"], ppo["repetition_penalty"]) == (0.95, 2, 1.0)
     assert (ppo["finetuning_type"], ppo["critic"], ppo["ppo_buffer_size"]) == ("full", "model", 4)
     assert ppo["cutoff_len"] == 160 - 32 - 3
     assert ppo["model_name_or_path"].endswith("/sft")
     assert not any("ignored" in note for note in pipeline.warnings)
     cmrc = load_pipeline(request.config.rootpath / CMRC)
     assert [stage.kind for stage in cmrc.stages] == ["sft", "rm", "ppo", "generate", "generate"]
+    assert cmrc.stages[2].values["repetition_penalty"] == 1.4
     assert not any("changes nothing" in note for note in (*pipeline.warnings, *cmrc.warnings))
 
 
