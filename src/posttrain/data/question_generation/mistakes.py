@@ -58,6 +58,17 @@ def cut_off(passage: Passage, question: str, neighbour: str, rng: Random) -> str
     return question[: rng.randrange(max(2, len(question) // 3), len(question) - 1)]
 
 
+def hollow(passage: Passage, question: str, neighbour: str, rng: Random) -> str:
+    """It breaks off, and is closed as if it were whole."""
+    return question[: rng.randrange(2, max(3, len(question) - 2))].rstrip("？") + "？"
+
+
+def gapped(passage: Passage, question: str, neighbour: str, rng: Random) -> str:
+    """Some characters in its middle are missing."""
+    start = rng.randrange(1, max(2, len(question) - 4))
+    return question[:start] + question[start + rng.randint(1, 4) :].rstrip("？") + "？"
+
+
 def stuttered(passage: Passage, question: str, neighbour: str, rng: Random) -> str:
     """A part of it is said again."""
     start = rng.randrange(0, max(1, len(question) - 4))
@@ -80,9 +91,11 @@ MISTAKES: Mapping[str, tuple[Mistake, int]] = {
     "empty": (empty, 2),
     "without_name": (without_name, 4),
     "unstated": (unstated, 5),
-    "of_another": (of_another, 3),
+    "of_another": (of_another, 2),
     "misspelt": (misspelt, 3),
-    "cut_off": (cut_off, 2),
+    "cut_off": (cut_off, 1),
+    "hollow": (hollow, 5),
+    "gapped": (gapped, 4),
     "stuttered": (stuttered, 2),
     "asked_twice": (asked_twice, 1),
     "statement": (statement, 1),
