@@ -54,7 +54,7 @@ def test_a_mutant_of_every_room_is_killed(script) -> None:
     done = sabotage(script, "--short")
     assert done.returncode == 0, done.stdout + done.stderr
     last = done.stdout.splitlines()[-1]
-    assert last.startswith("10 mutants: 10 killed (0 by timeout), 0 survived (0 with a reason), 0 broken")
+    assert last.startswith("11 mutants: 11 killed (0 by timeout), 0 survived (0 with a reason), 0 broken")
 
 
 def test_survivors_wrong_reasons_and_broken_mutants_are_told(script, tmp_path) -> None:

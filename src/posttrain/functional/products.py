@@ -18,8 +18,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-MIN_WORK = 1 << 17
+MIN_WORK = 1 << 20
 """Multiply-adds below which oneDNN's longer way to the product costs more than it saves."""
+MIN_WORK_FORWARD = 1 << 17
+"""The same for a linear layer without gradients, as in decoding, which has no function of ours to pass through."""
 
 _BLOCK = 2048  # columns made at a time where the result has a place already: they are copied while still in the cache
 
@@ -40,10 +42,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         [..., N].
     """
-    if not _is_quick(x, weight, x.numel() * weight.shape[0]):
-        return F.linear(x, weight, bias)
     trains = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    if trains and torch.is_grad_enabled():
+    trains = trains and torch.is_grad_enabled()
+    if not _is_quick(x, weight, x.numel() * weight.shape[0], MIN_WORK if trains else MIN_WORK_FORWARD):
+        return F.linear(x, weight, bias)
+    if trains:
         return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
     return _linear(x, weight, bias)
 
@@ -98,9 +101,9 @@ class _Linear(torch.autograd.Function):
         return grad_x, grad_weight, rows.sum(0) if wants_bias else None
 
 
-def _is_quick(a: Tensor, b: Tensor, work: int) -> bool:
+def _is_quick(a: Tensor, b: Tensor, work: int, least: int = MIN_WORK) -> bool:
     return (
-        work >= MIN_WORK
+        work >= least
         and a.dtype == torch.float32 == b.dtype
         and a.device.type == "cpu" == b.device.type
         and has_onednn()
