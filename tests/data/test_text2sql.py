@@ -267,3 +267,9 @@ def test_a_file_in_the_way_is_reported(tmp_path):
     (tmp_path / "taken").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match="taken"):
         generate(tmp_path / "taken", **SMALL)
+
+
+def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "dataset_info.json").mkdir()
+    with pytest.raises(UserError, match=r"dataset_info\.json cannot be written: "):
+        generate(tmp_path, **SMALL)

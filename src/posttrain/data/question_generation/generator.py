@@ -10,6 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from posttrain.data.made_files import json_text, make_folder, write_text
 from posttrain.data.question_generation.mistakes import bad_question, good_question, hasty_question
 from posttrain.data.question_generation.subjects import Kind, Passage, draw_passage, kinds
 from posttrain.errors import UserError
@@ -99,12 +100,12 @@ def generate(
         rng = Random(f"questions {seed} {name}")
         rows = [make(passage, neighbour, rng) for passage, neighbour in _passages(count, side, rng)]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        digests[name], written[name] = _write(directory / name, text), len(rows)
+        digests[name], written[name] = write_text(directory / name, text), len(rows)
         if progress:
             progress(sum(written.values()), total)
-    digests["dataset_info.json"] = _write(directory / "dataset_info.json", _json(DATASET_INFO))
+    digests["dataset_info.json"] = write_text(directory / "dataset_info.json", json_text(DATASET_INFO))
     manifest = Manifest(directory, seed, written, digests)
-    _write(directory / "manifest.json", _json({"seed": seed, "counts": written, "digests": digests}))
+    write_text(directory / "manifest.json", json_text({"seed": seed, "counts": written, "digests": digests}))
     return manifest
 
 
@@ -145,19 +146,4 @@ def _check(directory: Path, counts: Mapping[str, int], hasty_share: float) -> No
     for name, count in counts.items():
         if count < 1:
             raise UserError(f"{name} is {count}: it must be at least 1")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{directory} cannot be created: {error.strerror}. Choose another directory") from error
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=2) + "\n"
-
-
-def _write(path: Path, text: str) -> str:
-    try:
-        path.write_text(text, encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+    make_folder(directory)

@@ -10,6 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from posttrain.data.made_files import json_text, make_folder, write_text
 from posttrain.data.reviews.words import Kind, kinds, places
 from posttrain.errors import UserError
 
@@ -99,12 +100,14 @@ def generate(
     for name, (row_of, count, held_out) in plan.items():
         rng = Random(f"reviews/{seed}/{name}")
         rows = [row_of(_subject(rng, held_out=held_out), rng) for _ in range(count)]
-        digests[name] = _write(directory / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        digests[name] = write_text(
+            directory / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        )
         counts[name] = count
         if progress:
             progress(sum(counts.values()), total)
-    digests["dataset_info.json"] = _write(directory / "dataset_info.json", _as_json(DATASET_INFO))
-    _write(directory / "manifest.json", _as_json({"seed": seed, "counts": counts, "digests": digests}))
+    digests["dataset_info.json"] = write_text(directory / "dataset_info.json", json_text(DATASET_INFO))
+    write_text(directory / "manifest.json", json_text({"seed": seed, "counts": counts, "digests": digests}))
     return Manifest(directory, seed, counts, digests)
 
 
@@ -159,19 +162,4 @@ def _check(directory: Path, plan: Mapping[str, tuple[Any, int, bool]]) -> None:
     for name, (_, count, _) in plan.items():
         if count < 1:
             raise UserError(f"{name} would have {count} rows: every count must be at least 1")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{directory} cannot be created ({error.strerror}); choose another directory") from error
-
-
-def _as_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=2) + "\n"
-
-
-def _write(path: Path, text: str) -> str:
-    try:
-        path.write_text(text, encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+    make_folder(directory)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from posttrain.data.made_files import json_text, make_folder, write_text
 from posttrain.data.text2sql.examples import Example, Pool
 from posttrain.data.text2sql.mistakes import hasty
 from posttrain.data.text2sql.tables import Database, Domain, draw_database, load_domains
@@ -131,7 +131,7 @@ def _names(domains: Sequence[Domain]) -> tuple[str, ...]:
 
 def _write_manifest(manifest: Manifest) -> Manifest:
     content = {key: value for key, value in vars(manifest).items() if key != "directory"}
-    _write_text(manifest.directory / "manifest.json", _json(content))
+    write_text(manifest.directory / "manifest.json", json_text(content))
     return manifest
 
 
@@ -150,7 +150,7 @@ def _write_files(
         counts[name] = len(written)
         if progress:
             progress(sum(counts.values()), total)
-    digests["dataset_info.json"] = _write_text(directory / "dataset_info.json", _json(DATASET_INFO))
+    digests["dataset_info.json"] = write_text(directory / "dataset_info.json", json_text(DATASET_INFO))
     return counts, digests
 
 
@@ -173,10 +173,7 @@ def _pool(domains: Sequence[Domain], count: int, share: float, rng: Random, max_
 def _check(directory: Path, domains: Sequence[Domain], num_tables: int, max_columns: int, hasty_share: float) -> None:
     if not 0 <= hasty_share <= 1:
         raise UserError(f"hasty_share is {hasty_share}: it must lie between 0 and 1")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{directory} cannot be created: {error.strerror}. Choose another directory") from error
+    make_folder(directory)
     if max_columns < 3:
         raise UserError(f"max_columns is {max_columns}: a table needs at least 3 columns")
     if len(domains) < 2 or num_tables < 10:
@@ -239,18 +236,9 @@ def _heldout_row(example: Example) -> dict[str, Any]:
     }
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=2) + "\n"
-
-
 def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
     if path.suffix == ".jsonl":
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     else:
-        text = _json(rows)
-    return _write_text(path, text)
-
-
-def _write_text(path: Path, text: str) -> str:
-    path.write_text(text, encoding="utf-8", newline="\n")
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+        text = json_text(rows)
+    return write_text(path, text)
