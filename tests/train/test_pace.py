@@ -121,6 +121,13 @@ KINDS = {
 }
 
 
+@pytest.mark.parametrize("keys", [{"finetuning_type": "full"}, {"lora_target": "q_proj"}, {}])
+def test_operations_are_those_that_torch_counts_where_products_are_large(run, wide_llama, torch_counts, keys) -> None:
+    """Recomputing a layer stops before its last product where that is torch's, and after it where it is ours."""
+    results = run("sft", model_name_or_path=str(wide_llama), gradient_checkpointing=True, **keys)
+    assert results["train_flops"] == pytest.approx(torch_counts["train"], rel=CLOSE)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_operations_are_those_that_torch_counts(run, trained, torch_counts, monkeypatch, kind) -> None:
     monkeypatch.setattr(roles, "runs_in_parts", lambda model, depth: True)  # torch would count the trial, too

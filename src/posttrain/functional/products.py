@@ -42,13 +42,21 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         [..., N].
     """
-    trains = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    trains = trains and torch.is_grad_enabled()
+    trains = _trains(x, weight, bias)
     if not _is_quick(x, weight, x.numel() * weight.shape[0], MIN_WORK if trains else MIN_WORK_FORWARD):
         return F.linear(x, weight, bias)
     if trains:
         return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
     return _linear(x, weight, bias)
+
+
+def keeps_afterwards(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    """Whether ``linear`` hands autograd what backward needs once the product is made, and not before it.
+
+    torch's own product is not made again where it is the last of a checkpointed layer, as all that is needed has been
+    handed over by then; ours is.
+    """
+    return _trains(x, weight, bias) and _is_quick(x, weight, x.numel() * weight.shape[0])
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -99,6 +107,11 @@ class _Linear(torch.autograd.Function):
         grad_x = product(rows, weight).view(*grad.shape[:-1], -1) if wants_x else None
         grad_weight = product(rows.T, x.flatten(0, -2)) if wants_weight else None
         return grad_x, grad_weight, rows.sum(0) if wants_bias else None
+
+
+def _trains(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    wants = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    return wants and torch.is_grad_enabled()
 
 
 def _is_quick(a: Tensor, b: Tensor, work: int, least: int = MIN_WORK) -> bool:

@@ -24,6 +24,13 @@ class QuickConv1D(Conv1D):  # type: ignore[misc, no-untyped-call]
         return products.linear(x, self.weight.T, self.bias)
 
 
+def keeps_afterwards(layer: nn.Module, x: Tensor) -> bool:
+    """Whether a layer's product is one that a checkpointed layer that ends with it makes again."""
+    if isinstance(layer, QuickLinear):
+        return products.keeps_afterwards(x, layer.weight, layer.bias)
+    return isinstance(layer, QuickConv1D) and products.keeps_afterwards(x, layer.weight.T, layer.bias)
+
+
 _QUICK: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: QuickLinear, Conv1D: QuickConv1D}
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from posttrain.models.anatomy import Anatomy, layer_number, linear_modules, matrix_size, weight_of
+from posttrain.models.linears import keeps_afterwards
 
 
 @dataclass
@@ -249,6 +250,7 @@ class _Product:
         layer: its number. size: inputs times outputs. inside: the attention that it is part of.
         width: of its input. needs: whether its input takes a gradient. trains: whether its weight does.
         adapters: of each one that is on, the sizes of its two matrices and whether they train.
+        late: whether recomputing a layer that ends with it makes it again.
     """
 
     layer: int | None
@@ -258,6 +260,7 @@ class _Product:
     needs: bool
     trains: bool
     adapters: tuple[tuple[int, int, bool], ...]
+    late: bool
 
 
 @contextmanager
@@ -280,6 +283,7 @@ def _watched(decoder: nn.Module) -> Iterator[list[_Product]]:
                     needs=torch.is_grad_enabled() and states.requires_grad,
                     trains=torch.is_grad_enabled() and weight_of(module).requires_grad,
                     adapters=tuple(_adapters(module)),
+                    late=keeps_afterwards(module, states),
                 )
             )
 
@@ -320,7 +324,7 @@ def _passage(products: Sequence[_Product], *, recomputes: bool) -> Passage:
     for product in products:
         forward = 2 * product.size + 2 * sum(a + b for a, b, _ in product.adapters)
         again = recomputes and product.layer is not None and product.layer in takes_part
-        if product is last[product.layer] and not product.adapters:
+        if product is last[product.layer] and not product.adapters and not product.late:
             again = False  # recomputing ends where no result is needed any more
         position += forward * (1 + again) + _backward(product)
         if product.inside:
