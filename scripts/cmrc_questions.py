@@ -74,12 +74,14 @@ def worse(row: Row, others: list[Row], rng: random.Random) -> tuple[str, str]:
     makers: dict[str, Callable[[], str]] = {
         "of_another": lambda: str(rng.choice(others)["query"]),
         "cut_off": lambda: query[: rng.randrange(max(2, len(query) // 3), max(3, len(query) - 1))],
+        "hollow": lambda: query[: rng.randrange(2, max(3, len(query) - 3))].rstrip("？") + "？",
+        "garbled": lambda: _garbled(query, str(rng.choice(others)["query"]), rng),
         "stuttered": lambda: _stuttered(query, rng),
         "empty": lambda: rng.choice(_EMPTY),
         "statement": lambda: rng.choice([part for part in re.split("[。，；]", row["content"]) if part]) + "。",
     }
     while True:
-        kind = rng.choices(list(makers), weights=(4, 2, 2, 1, 1))[0]
+        kind = rng.choices(list(makers), weights=(4, 1, 3, 5, 3, 1, 1))[0]
         found = makers[kind]()
         if found != query:
             return kind, found
@@ -91,14 +93,21 @@ def _stuttered(query: str, rng: random.Random) -> str:
     return query[:start] + part * rng.randint(1, 3) + query[start:]
 
 
+def _garbled(query: str, other: str, rng: random.Random) -> str:
+    """Some characters in its middle are those of a question about something else."""
+    length = rng.randint(2, 5)
+    start, there = rng.randrange(0, max(1, len(query) - length)), rng.randrange(0, max(1, len(other) - length))
+    return query[:start] + other[there : there + length].rstrip("？") + query[start + length :].rstrip("？") + "？"
+
+
 def main() -> None:
     """Write the files; print how many rows each has."""
     parser = argparse.ArgumentParser(description="CMRC 2018 as data for question generation.")
     parser.add_argument("source", type=Path, help="cmrc2018_dev.json or cmrc2018_train.json, SQuAD-style")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--length", type=int, default=90, help="characters of a passage")
-    parser.add_argument("--sft", type=int, default=1200)
-    parser.add_argument("--pairs", type=int, default=800)
+    parser.add_argument("--sft", type=int, default=2600)
+    parser.add_argument("--pairs", type=int, default=2600)
     parser.add_argument("--prompts", type=int, default=600)
     parser.add_argument("--heldout", type=int, default=100, help="articles that are held out")
     parser.add_argument("--seed", type=int, default=0)

@@ -287,3 +287,14 @@ def test_a_killed_command_goes_on_where_it_was(tmp_path, base):
     assert len(found) == 10
     assert all(found[record["row"]]["predict"] == record["predict"][0] for record in done)
     assert not partial.exists()
+
+
+def test_rows_whose_reference_fails_make_no_pair_and_are_named(run, tmp_path):
+    sqlite3.connect(tmp_path / "a.sqlite").close()
+    rows = [{**ROWS[0], "db": "a.sqlite", "output": gold} for gold in ("SELECT nothing;", "SELECT 7;")]
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    said = []
+    run(said, preference_judge="sql_execution", database_dir=str(tmp_path))
+    assert [sentence for sentence in said if sentence.startswith("row 1 makes no pair: its reference SQL")]
+    assert {pair["chosen"] for pair in lines(tmp_path / "out" / "preference_pairs.jsonl")} == {"SELECT 7;"}
+    assert len(lines(tmp_path / "out" / "predictions.jsonl")) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,18 @@ from posttrain.rewards.sql.rules import SqlRules
 from posttrain.rewards.sql.sandbox import Execution, check_place, table_names
 from posttrain.types import RolloutBatch
 
+_AT_ONCE = 256
 RIGHT, RUNS, FAILS = 1.0, 0.2, 0.0
 _SHOWN = 20
+
+
+@dataclass(frozen=True)
+class FailedReference:
+    """A reference that does not run: on which database, which statement, and why."""
+
+    db: str
+    sql: str
+    reason: str
 
 
 class SqlExecutionReward:
@@ -72,6 +83,22 @@ class SqlExecutionReward:
                 check_place(db)
             known.add(db)
 
+    def failing(self, rows: Sequence[Mapping[str, Any]]) -> dict[int, FailedReference]:
+        """Those rows, by their number from 1, whose reference does not run, so that no answer can be judged by it.
+
+        Raises:
+            UserError: as ``check``.
+        """
+        self.check(rows)
+        found: dict[int, FailedReference] = {}
+        for start in range(0, len(rows), _AT_ONCE):
+            numbered = list(enumerate(rows[start : start + _AT_ONCE], start=start + 1))
+            asked = [(self._databases.of(row, number), reference_sql(row, number)) for number, row in numbered]
+            for (number, _), (db, sql), result in zip(numbered, asked, self._expected(asked), strict=True):
+                if result.error is not None:
+                    found[number] = FailedReference(str(db), sql, _reason(db, result))
+        return found
+
     def __call__(self, batch: RolloutBatch) -> Tensor:
         """[B] rewards.
 
@@ -105,8 +132,7 @@ class SqlExecutionReward:
         numbered = list(zip(rows, numbers, strict=True))
         places = [self._databases.of(row, number) for row, number in numbered]
         references = [reference_sql(row, number) for row, number in numbered]
-        wanted_by = zip(places, references, strict=True)
-        expected = self._executions([self._rules.statement(*each, is_reference=True) for each in wanted_by])
+        expected = self._expected(list(zip(places, references, strict=True)))
         for db, reference, wanted in zip(places, references, expected, strict=True):
             if wanted.error is not None:  # what cannot be judged must not pass for wrong
                 raise UserError(f"the reference SQL does not run on {db}: {_reason(db, wanted)}: {reference}")
@@ -115,6 +141,10 @@ class SqlExecutionReward:
             FAILS if result.error is not None else RIGHT if self._rules.is_right(reference, wanted, result) else RUNS
             for reference, wanted, result in zip(references, expected, found, strict=True)
         ]
+
+    def _expected(self, references: Sequence[tuple[Place, str]]) -> list[Execution]:
+        """What reference statements give on their databases."""
+        return self._executions([self._rules.statement(*each, is_reference=True) for each in references])
 
 
 def _reason(db: Place, failed: Execution) -> str:

@@ -57,8 +57,9 @@ def generate(
     outfit = Outfit.configured(config, config.model.adapter_name_or_path)
     prompts = _read_prompts(config, outfit, notify)
     judge = SqlExecutionReward.configured(config) if config.predict.preference_judge else None
-    if judge is not None:
-        judge.check(prompt.extras for prompt in prompts)
+    unjudged = judge.failing([prompt.extras for prompt in prompts]) if judge is not None else {}
+    for number, failed in unjudged.items():
+        notify(f"row {number} makes no pair: its reference SQL does not run on {failed.db}: {failed.reason}")
     kept = [_kept(prompt, config.predict.keep_columns, row) for row, prompt in enumerate(prompts, start=1)]
     model = ChatModel(config, notify=notify)
     partial = target.with_suffix(PARTIAL)
@@ -80,7 +81,8 @@ def generate(
     write_whole(target, _serialised(rows, as_list=target.suffix == ".json"))
     notify(f"wrote {len(rows)} rows to {target}")
     if judge is not None:
-        pairs = _pairs(prompts, texts, judge)
+        can_judge = [number for number in range(len(prompts)) if number + 1 not in unjudged]
+        pairs = _pairs([prompts[number] for number in can_judge], [texts[number] for number in can_judge], judge)
         results["predict_pairs"] = len(pairs)
         write_whole(target.with_name(PAIRS), _serialised(pairs, as_list=False))
         notify(f"wrote {len(pairs)} preference pairs to {target.with_name(PAIRS)}")

@@ -40,6 +40,7 @@ from posttrain.train.schedule import StepsPlan
 from posttrain.train.stages import Stage, make_stage
 from posttrain.train.token_limit import choose_max_tokens
 from posttrain.train.trackers import Trackers, check_trackers
+from posttrain.train.unjudged import EXCLUDED, judged
 
 
 def train(
@@ -91,7 +92,8 @@ def prepared(
     tokenizer = given.tokenizer or load_tokenizer(
         folder, use_fast=model.use_fast_tokenizer, trust_remote_code=model.trust_remote_code
     )
-    splits = _splits(config, tokenizer)
+    kept = judged(config, _splits(config, tokenizer), resumes=bool(settings.resume_from_checkpoint))
+    splits = kept.splits
     for sentence in splits.notes if config.data.streaming else (splits.report.sentence(), *splits.notes):
         notify(sentence)
     plan = make_plan(config, 0 if config.data.streaming else len(splits.train), processes.size)
@@ -108,6 +110,8 @@ def prepared(
         directory = _directory(settings.output_dir, place, processes)
     if directory.notice:
         notify(directory.notice)
+    if kept.excluded and processes.is_first:
+        directory.write_json(EXCLUDED, kept.excluded)
     engine = make_engine(config, assembly.roles, plan, processes)
     engine.shares.announce = notify
     for sentence in (*engine.notes, *filter(None, [choose_max_tokens(config, engine)])):
