@@ -110,7 +110,7 @@ def test_the_question_recipes_can_be_read(request):
     assert not any("ignored" in note for note in pipeline.warnings)
     cmrc = load_pipeline(request.config.rootpath / CMRC)
     assert [stage.kind for stage in cmrc.stages] == ["sft", "rm", "ppo", "generate", "generate"]
-    assert cmrc.stages[2].values["repetition_penalty"] == 1.4
+    assert cmrc.stages[2].values["repetition_penalty"] == 1.0
     assert not any("changes nothing" in note for note in (*pipeline.warnings, *cmrc.warnings))
 
 

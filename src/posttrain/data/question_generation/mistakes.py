@@ -90,7 +90,7 @@ def statement(passage: Passage, question: str, neighbour: str, rng: Random) -> s
 MISTAKES: Mapping[str, tuple[Mistake, int]] = {
     "empty": (empty, 2),
     "without_name": (without_name, 4),
-    "unstated": (unstated, 5),
+    "unstated": (unstated, 12),
     "of_another": (of_another, 2),
     "misspelt": (misspelt, 3),
     "cut_off": (cut_off, 1),
