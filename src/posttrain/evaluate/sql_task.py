@@ -113,6 +113,7 @@ class SqlQuestions:
         databases = Databases.configured(config)
         column = config.evaluate.reference_column
         golds = [reference_sql(row, number, column) for number, row in enumerate(rows, start=1)]
+        databases.check(rows)
         dbs = [databases.of(row, number) for number, row in enumerate(rows, start=1)]
         found = references(golds, dbs, rules, partial(progress, "run the gold SQL"))
         groups = {name: [str(row[name]) for row in rows] for name in GROUPS if all(name in row for row in rows)}

@@ -16,7 +16,7 @@ from posttrain.rewards.sql.cache import CachedExecutions
 from posttrain.rewards.sql.columns import Databases, reference_sql
 from posttrain.rewards.sql.places import Place
 from posttrain.rewards.sql.rules import SqlRules
-from posttrain.rewards.sql.sandbox import Execution, check_place, table_names
+from posttrain.rewards.sql.sandbox import Execution, table_names
 from posttrain.types import RolloutBatch
 
 _AT_ONCE = 256
@@ -68,20 +68,10 @@ class SqlExecutionReward:
         Raises:
             UserError: names the first row without reference, or whose database cannot be used.
         """
-        known: set[Place] = set()
-        for number, row in enumerate(rows, start=1):
+        listed = list(rows)
+        for number, row in enumerate(listed, start=1):
             reference_sql(row, number)
-            db = self._databases.of(row, number)
-            if db in known:
-                continue
-            if isinstance(db, Path) and not db.is_file():
-                raise UserError(
-                    f"row {number} of the data names the database {row['db']!r}, but there is no {db}; correct the "
-                    "column `db`, or name the folder that it is seen from in `database_dir`"
-                )
-            if not isinstance(db, Path):
-                check_place(db)
-            known.add(db)
+        self._databases.check(listed)
 
     def failing(self, rows: Sequence[Mapping[str, Any]]) -> dict[int, FailedReference]:
         """Those rows, by their number from 1, whose reference does not run, so that no answer can be judged by it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from posttrain.config import RunConfig
 from posttrain.config.addresses import is_database_url
 from posttrain.errors import UserError
 from posttrain.rewards.sql.places import Place, place
+from posttrain.rewards.sql.sandbox import check_place
 
 REFERENCE_COLUMNS = ("gold", "output", "reference")
 
@@ -58,6 +59,26 @@ class Databases:
         written = Path(db)
         beside = self.folder / written.name
         return beside if beside.is_file() and not (self.folder / written).is_file() else self.folder / written
+
+    def check(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """See that the database of every row can be used, each one once.
+
+        Raises:
+            UserError: names the first row whose database cannot.
+        """
+        known: set[Place] = set()
+        for number, row in enumerate(rows, start=1):
+            db = self.of(row, number)
+            if db in known:
+                continue
+            if isinstance(db, Path) and not db.is_file():
+                raise UserError(
+                    f"row {number} of the data names the database {row['db']!r}, but there is no {db}; correct the "
+                    "column `db`, or name the folder that it is seen from in `database_dir`"
+                )
+            if not isinstance(db, Path):
+                check_place(db)
+            known.add(db)
 
     def _on_server(self, url: str, db: str | None, number: int) -> Place:
         try:
