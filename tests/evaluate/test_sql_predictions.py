@@ -147,7 +147,9 @@ def test_other_mistakes_are_named(folder):
         judged(folder, good, eval_dataset=None)
     rows = [{"instruction": "q", "output": "SELECT 1", "db": "nowhere.sqlite"}]
     write(folder / "dev.json", rows)
-    with pytest.raises(UserError, match=r"row 1 of the data names the database .*nowhere\.sqlite', but there is no .*database_dir"):
+    with pytest.raises(
+        UserError, match=r"row 1 of the data names the database .*nowhere\.sqlite', but there is no .*database_dir"
+    ):
         judged(folder, str(write(folder / "one.json", ["SELECT 1"])))
 
 
