@@ -78,7 +78,16 @@ def test_one_tensor_less_is_made():
     assert made[0] - made[1] == 1
 
 
+class ShiftedRMSNorm(LlamaRMSNorm):
+    """Llama's but for its form, which is Gemma's."""
+
+    def forward(self, hidden_states):
+        return super().forward(hidden_states) * (1 + 1 / self.weight)
+
+
 def test_other_norms_stay():
+    shifted = ShiftedRMSNorm(24)
+    assert type(fuse_norms(nn.ModuleList([shifted]))[0]) is ShiftedRMSNorm
     model = fuse_norms(nn.ModuleList([GemmaRMSNorm(24), nn.LayerNorm(24), nn.RMSNorm(24)]))
     assert [type(module) for module in model] == [GemmaRMSNorm, nn.LayerNorm, nn.RMSNorm]
 
