@@ -298,3 +298,11 @@ def test_rows_whose_reference_fails_make_no_pair_and_are_named(run, tmp_path):
     assert [sentence for sentence in said if sentence.startswith("row 1 makes no pair: its reference SQL")]
     assert {pair["chosen"] for pair in lines(tmp_path / "out" / "preference_pairs.jsonl")} == {"SELECT 7;"}
     assert len(lines(tmp_path / "out" / "predictions.jsonl")) == 2
+
+
+def test_references_that_all_fail_are_said_before_any_answer(run, tmp_path, monkeypatch):
+    sqlite3.connect(tmp_path / "a.sqlite").close()
+    (tmp_path / "rows.json").write_text(json.dumps([{**ROWS[0], "output": "SELECT missing;"}]), encoding="utf-8")
+    monkeypatch.setattr(ChatModel, "complete", None)
+    with pytest.raises(UserError, match=r"none of the 1 reference statements runs.*no such column: missing"):
+        run(preference_judge="sql_execution", database_dir=str(tmp_path))

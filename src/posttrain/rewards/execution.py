@@ -77,7 +77,7 @@ class SqlExecutionReward:
         """Those rows, by their number from 1, whose reference does not run, so that no answer can be judged by it.
 
         Raises:
-            UserError: as ``check``.
+            UserError: as ``check``; or none runs.
         """
         self.check(rows)
         found: dict[int, FailedReference] = {}
@@ -87,6 +87,11 @@ class SqlExecutionReward:
             for (number, _), (db, sql), result in zip(numbered, asked, self._expected(asked), strict=True):
                 if result.error is not None:
                     found[number] = FailedReference(str(db), sql, _reason(db, result))
+        if rows and len(found) == len(rows):
+            raise UserError(
+                f"none of the {len(rows)} reference statements runs, so that no answer can be judged. Row 1, on "
+                f"{found[1].db}: {found[1].reason}: {found[1].sql}"
+            )
         return found
 
     def __call__(self, batch: RolloutBatch) -> Tensor:

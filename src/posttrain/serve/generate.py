@@ -57,9 +57,7 @@ def generate(
     outfit = Outfit.configured(config, config.model.adapter_name_or_path)
     prompts = _read_prompts(config, outfit, notify)
     judge = SqlExecutionReward.configured(config) if config.predict.preference_judge else None
-    unjudged = judge.failing([prompt.extras for prompt in prompts]) if judge is not None else {}
-    for number, failed in unjudged.items():
-        notify(f"row {number} makes no pair: its reference SQL does not run on {failed.db}: {failed.reason}")
+    can_pair = _judged(prompts, judge, notify) if judge is not None else ()
     kept = [_kept(prompt, config.predict.keep_columns, row) for row, prompt in enumerate(prompts, start=1)]
     model = ChatModel(config, notify=notify)
     partial = target.with_suffix(PARTIAL)
@@ -81,8 +79,7 @@ def generate(
     write_whole(target, _serialised(rows, as_list=target.suffix == ".json"))
     notify(f"wrote {len(rows)} rows to {target}")
     if judge is not None:
-        can_judge = [number for number in range(len(prompts)) if number + 1 not in unjudged]
-        pairs = _pairs([prompts[number] for number in can_judge], [texts[number] for number in can_judge], judge)
+        pairs = _pairs([prompts[place] for place in can_pair], [texts[place] for place in can_pair], judge)
         results["predict_pairs"] = len(pairs)
         write_whole(target.with_name(PAIRS), _serialised(pairs, as_list=False))
         notify(f"wrote {len(pairs)} preference pairs to {target.with_name(PAIRS)}")
@@ -176,6 +173,20 @@ def _kept(prompt: EncodedPrompt, columns: Sequence[str], row: int) -> dict[str, 
             f"{', '.join(sorted(prompt.extras)) or 'none'})"
         )
     return {name: prompt.extras[name] for name in columns}
+
+
+def _judged(
+    prompts: Sequence[EncodedPrompt], judge: SqlExecutionReward, notify: Callable[[str], None]
+) -> Sequence[int]:
+    """The places of the prompts that answers can be judged to; says which ones cannot.
+
+    Raises:
+        UserError: a row has no database or no reference, or no reference runs.
+    """
+    failing = judge.failing([prompt.extras for prompt in prompts])
+    for number, failed in failing.items():
+        notify(f"row {number} makes no pair: its reference SQL does not run on {failed.db}: {failed.reason}")
+    return [place for place in range(len(prompts)) if place + 1 not in failing]
 
 
 def _pairs(

@@ -92,7 +92,7 @@ def prepared(
     tokenizer = given.tokenizer or load_tokenizer(
         folder, use_fast=model.use_fast_tokenizer, trust_remote_code=model.trust_remote_code
     )
-    kept = judged(config, _splits(config, tokenizer), resumes=bool(settings.resume_from_checkpoint))
+    kept = judged(config, _splits(config, tokenizer), processes)
     splits = kept.splits
     for sentence in splits.notes if config.data.streaming else (splits.report.sentence(), *splits.notes):
         notify(sentence)
@@ -110,7 +110,7 @@ def prepared(
         directory = _directory(settings.output_dir, place, processes)
     if directory.notice:
         notify(directory.notice)
-    if kept.excluded and processes.is_first:
+    if processes.is_first and (kept.excluded or (directory.path / EXCLUDED).exists()):
         directory.write_json(EXCLUDED, kept.excluded)
     engine = make_engine(config, assembly.roles, plan, processes)
     engine.shares.announce = notify

@@ -355,7 +355,7 @@ class RunDirectory:
             remove(leftover)
 
     def _earlier_run(self) -> list[Path]:
-        names = [*_RESULTS, *LOGS, "runs", "trackers.json"]
+        names = [*_RESULTS, *LOGS, "runs", "trackers.json", "excluded.json"]
         return [*self.checkpoints(), *(self.path / name for name in names), *self.path.glob("training_*.png")]
 
     def _remove_earlier_run(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,13 +11,16 @@ from typing import Any
 
 from posttrain.config import RunConfig, is_online
 from posttrain.data.datasets import Splits
-from posttrain.data.encode import EncodedPrompt, Report
+from posttrain.data.encode import EncodedPrompt
+from posttrain.engine import Processes
 from posttrain.errors import UserError
 from posttrain.rewards import SqlExecutionReward
+from posttrain.train.run_directory import RunDirectory
 
 EXCLUDED = "excluded.json"
 _REASON = "the reference SQL does not run"
 _RUNS_SQL = "sql_execution"
+TRAIN, HELD_OUT = "train", "held out"
 
 
 @dataclass(frozen=True)
@@ -32,39 +36,52 @@ class Judged:
     excluded: tuple[dict[str, Any], ...] = ()
 
 
-def judged(config: RunConfig, splits: Splits, *, resumes: bool) -> Judged:
+def judged(config: RunConfig, splits: Splits, processes: Processes) -> Judged:
     """Run the reference SQL of every prompt where running SQL is a reward, and leave out those whose fails.
 
-    A run that resumes leaves out what it left out before. Streamed rows are not known beforehand.
+    A run that resumes leaves out what it left out before, and all processes what the first one does: a reference that
+    takes about as long as it may would else be now in, now out. Streamed rows are not known beforehand.
 
     Raises:
         UserError: a row has no database or no reference, or no reference of a split runs.
     """
-    names = {*config.reward.reward_funcs, *config.alarms.alarm_reward_funcs}
-    if not is_online(config.method.stage) or _RUNS_SQL not in names or config.data.streaming:
+    paying = is_online(config.method.stage) and not config.data.streaming
+    trains = paying and _RUNS_SQL in config.reward.reward_funcs
+    measures = trains or (paying and _RUNS_SQL in config.alarms.alarm_reward_funcs)
+    if not measures:
         return Judged(splits)
-    before = Path(config.train.output_dir).expanduser() / EXCLUDED
-    if resumes and before.is_file():
-        excluded = _read(before)
+    checkpoint = _continues_from(config)
+    if checkpoint is not None:
+        excluded = _read(checkpoint.parent / EXCLUDED)
     else:
         reward = SqlExecutionReward.configured(config)
-        excluded = tuple(
-            entry
-            for split, prompts in (("train", splits.train), ("validation", splits.validation))
-            for entry in _failing(reward, split, prompts)
-        )
-    train, report = _without(splits.train, splits.report, "train", excluded)
-    validation, other = _without(splits.validation, splits.validation_report, "validation", excluded)
-    held_out = [entry for entry in excluded if entry["split"] == "validation"]
+        asked = {TRAIN: splits.train if trains else (), HELD_OUT: splits.validation}
+        found = [entry for split, prompts in asked.items() for entry in _failing(reward, split, prompts)]
+        excluded = tuple(processes.from_first(found))
+    report = splits.report
+    if rows := [entry for entry in excluded if entry["split"] == TRAIN]:
+        dropped = Counter({**report.dropped, _REASON: len(rows)})
+        first = {**report.first_dropped, _REASON: _place(rows[0])}
+        report = replace(report, kept=report.kept - len(rows), dropped=dropped, first_dropped=first)
     notes = splits.notes
-    if held_out:
-        first = held_out[0]
-        notes = (*notes, f"held out: dropped {len(held_out)}: {_REASON} (first: {_place(first)})")
-    found = replace(splits, train=train, report=report or splits.report, notes=notes)
-    return Judged(replace(found, validation=validation, validation_report=other), excluded)
+    if rows := [entry for entry in excluded if entry["split"] == HELD_OUT]:
+        notes = (*notes, f"{HELD_OUT}: dropped {len(rows)}: {_REASON} (first: {_place(rows[0])})")
+    train, validation = _without(splits.train, TRAIN, excluded), _without(splits.validation, HELD_OUT, excluded)
+    return Judged(replace(splits, train=train, validation=validation, report=report, notes=notes), excluded)
+
+
+def _continues_from(config: RunConfig) -> Path | None:
+    """The checkpoint that the run will go on from."""
+    settings = config.train
+    if settings.overwrite_output_dir and not settings.resume_from_checkpoint:
+        return None
+    return RunDirectory(Path(settings.output_dir).expanduser()).resume_checkpoint(settings.resume_from_checkpoint)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], ...]:
+    """What a run left out; nothing where it wrote no list."""
+    if not path.exists():
+        return ()
     try:
         return tuple(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
@@ -75,30 +92,19 @@ def _read(path: Path) -> tuple[dict[str, Any], ...]:
 
 
 def _failing(reward: SqlExecutionReward, split: str, prompts: Sequence[EncodedPrompt]) -> list[dict[str, Any]]:
-    failures = reward.failing([prompt.extras for prompt in prompts])
-    if prompts and len(failures) == len(prompts):
-        first = failures[1]
-        raise UserError(
-            f"none of the {len(prompts)} reference statements of the {split} rows runs, so that no answer can be "
-            f"judged. Row 1, on {first.db}: {first.reason}: {first.sql}"
-        )
+    try:
+        failures = reward.failing([prompt.extras for prompt in prompts])
+    except UserError as error:
+        raise error if split == TRAIN else UserError(f"{split}: {error}") from error
     return [
         {"split": split, "row": row, "db": failure.db, "reason": failure.reason, "sql": failure.sql}
         for row, failure in failures.items()
     ]
 
 
-def _without(
-    prompts: Sequence[EncodedPrompt], report: Report | None, split: str, excluded: Sequence[dict[str, Any]]
-) -> tuple[Sequence[EncodedPrompt], Report | None]:
-    rows = {entry["row"]: entry for entry in excluded if entry["split"] == split}
-    if not rows:
-        return prompts, report
-    if report is not None:
-        report.kept -= len(rows)
-        report.dropped[_REASON] += len(rows)
-        report.first_dropped.setdefault(_REASON, _place(rows[min(rows)]))
-    return [prompt for number, prompt in enumerate(prompts, start=1) if number not in rows], report
+def _without(prompts: Sequence[EncodedPrompt], split: str, excluded: Sequence[dict[str, Any]]) -> Sequence[Any]:
+    rows = {entry["row"] for entry in excluded if entry["split"] == split}
+    return [prompt for number, prompt in enumerate(prompts, start=1) if number not in rows] if rows else prompts
 
 
 def _place(entry: dict[str, Any]) -> str:

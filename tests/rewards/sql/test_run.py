@@ -14,6 +14,7 @@ def rows(tmp_path):
     path = tmp_path / "rows.json"
     asked = [f"name a fruit like {i}" for i in range(8)]
     table = [{"instruction": q, "output": "SELECT name FROM item", "db": "shop.sqlite"} for q in asked]
+    table[3]["output"] = "SELECT nothing FROM item"
     path.write_text(json.dumps(table), encoding="utf-8")
     return path
 
@@ -28,6 +29,8 @@ def test_a_run_on_a_server_writes_its_password_nowhere(tiny_config, rows, server
     written = [json.loads(line) for line in (tmp_path / "run" / "completions.jsonl").open(encoding="utf-8")]
     assert len(written) == 8
     assert {row["reward"] for row in written} <= {0.0, 0.2, 1.0}
+    (left_out,) = json.loads((tmp_path / "run" / "excluded.json").read_text(encoding="utf-8"))
+    assert (left_out["row"], "reader:***@127.0.0.1" in left_out["db"]) == (4, True)
     assert "reader:***@127.0.0.1" in (tmp_path / "run" / "config.yaml").read_text(encoding="utf-8")
     secrets = [server.password.encode(), quote(server.password, safe="").encode()]
     files = [file for file in (tmp_path / "run").rglob("*") if file.is_file()]
